@@ -1,0 +1,103 @@
+"""Files on disk: safetensors and JSON, written atomically, verified when read. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from fedprompt.errors import DataError
+from fedprompt.manifest import Arrays, arrays_digest
+
+__all__ = ["read_arrays", "read_json", "write_arrays", "write_atomic", "write_json"]
+
+_META = "fedprompt"
+
+
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes `content` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: Target; its folder is made where it is missing.
+        content: All bytes of the file.
+        durable: Also survive a power cut (fsync of file and folder). A killed process needs no fsync.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes `value` as indented JSON with a final newline. NaN and infinity are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(), durable=durable)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; raises `DataError` that names it when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
+
+
+def write_arrays(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    durable: bool = True,
+) -> None:
+    """Writes named arrays, JSON metadata and a digest over both as one safetensors file.
+
+    The bytes depend on the arguments alone: equal arrays and metadata give equal files.
+    """
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    text = json.dumps(
+        {"metadata": dict(metadata or {}), "sha256": arrays_digest(ordered)}, sort_keys=True, allow_nan=False
+    )
+    write_atomic(path, to_safetensors(ordered, metadata={_META: text}), durable=durable)
+
+
+def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Reads what `write_arrays` wrote: arrays and metadata.
+
+    Raises:
+        DataError: The file is missing, cut off, changed, or was not written by fedprompt.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = (file.metadata() or {}).get(_META)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: expected a safetensors file, got a corrupt one ({error})") from None
+    if header is None:
+        raise DataError(f"{path}: expected a file written by fedprompt, got a foreign safetensors file")
+    stored = json.loads(header)
+    if stored["sha256"] != arrays_digest(arrays):
+        raise DataError(f"{path}: the arrays do not match their digest; the file was damaged or edited")
+    return arrays, stored["metadata"]
