@@ -3,7 +3,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-OUT    ?= runs/demo
 
 export FLWR_TELEMETRY_ENABLED=0
 export FLWR_DISABLE_UPDATE_CHECK=1
@@ -13,7 +12,7 @@ export HF_HUB_OFFLINE=1
 .PHONY: demo test test-slow lint install install-dev clean
 
 demo: install
-	$(BIN)/fedprompt simulate --compare frozen,local --out $(OUT)
+	$(BIN)/fedprompt simulate --compare frozen,local
 
 test: install-dev lint
 	$(BIN)/pytest -m "not slow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -74,9 +75,10 @@ def write_arrays(
 
     The bytes depend on the arguments alone: equal arrays and metadata give equal files.
     """
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    stored = dict(metadata or {})
     text = json.dumps(
-        {"metadata": dict(metadata or {}), "sha256": arrays_digest(ordered)}, sort_keys=True, allow_nan=False
+        {"metadata": stored, "sha256": _digest(ordered, stored)}, sort_keys=True, allow_nan=False
     )
     write_atomic(path, to_safetensors(ordered, metadata={_META: text}), durable=durable)
 
@@ -97,7 +99,16 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise DataError(f"{path}: expected a safetensors file, got a corrupt one ({error})") from None
     if header is None:
         raise DataError(f"{path}: expected a file written by fedprompt, got a foreign safetensors file")
-    stored = json.loads(header)
-    if stored["sha256"] != arrays_digest(arrays):
-        raise DataError(f"{path}: the arrays do not match their digest; the file was damaged or edited")
-    return arrays, stored["metadata"]
+    try:
+        stored = json.loads(header)
+        metadata, digest = stored["metadata"], stored["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: expected metadata written by fedprompt, got other text") from None
+    if digest != _digest(arrays, metadata):
+        raise DataError(f"{path}: the content does not match its digest; the file was damaged or edited")
+    return arrays, metadata
+
+
+def _digest(arrays: Mapping[str, np.ndarray], metadata: dict[str, Any]) -> str:
+    text = json.dumps([arrays_digest(arrays), metadata], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

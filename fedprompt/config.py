@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedprompt.config_errors import sentences
 from fedprompt.errors import ConfigurationError
 
 __all__ = [
@@ -58,15 +59,22 @@ class Annotation(StrEnum):
 
 
 class Table(BaseModel):
-    """Base of all tables: immutable, keys in kebab-case or snake_case, nothing unknown."""
+    """Base of all tables: immutable, keys in kebab-case or snake_case, nothing unknown, no type converted."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        strict=True,
         populate_by_name=True,
         alias_generator=lambda name: name.replace("_", "-"),
         allow_inf_nan=False,
     )
+
+
+# TOML has strings and arrays where these are meant.
+Kind = Annotated[Annotation, Field(strict=False)]
+Folder = Annotated[Path, Field(strict=False)]
+Millimetres = Annotated[float, Field(gt=0)]
 
 
 class ImageSettings(Table):
@@ -79,7 +87,7 @@ class BackboneSettings(Table):
     """The frozen network: a registry name for an embedded one, or a folder that `backbone pretrain` wrote."""
 
     name: str = Field("embedded-unet", description="Registry name of the frozen backbone")
-    folder: Path | None = Field(
+    folder: Folder | None = Field(
         None, description="Folder written by `fedprompt backbone pretrain`; relative to this file"
     )
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
@@ -92,7 +100,9 @@ class UniversalOptions(Table):
 
 
 class DataAwareOptions(Table):
-    grid: Annotated[int, Field(ge=2, le=64)] = Field(8, description="Side of a site's data-aware row in cells")
+    grid: Annotated[int, Field(ge=2, le=64)] = Field(
+        8, description="Side of a site's data-aware row in cells"
+    )
 
 
 class SparsityOptions(Table):
@@ -110,7 +120,7 @@ class ModulationOptions(Table):
 
 
 class PromptSettings(Table):
-    """The prompts of a study. A study without a `[prompts]` table uses all; with one, only the tables it names."""
+    """The prompts of a study: all without a `[prompts]` table; with one, those that it names."""
 
     universal: UniversalOptions | None = Field(None, description="One map that all sites share")
     data_aware: DataAwareOptions | None = Field(None, description="One row per site, keyed by site id")
@@ -137,7 +147,7 @@ class PromptSettings(Table):
     def _maps_need_fusion(self) -> Self:
         maps = [n for n in ("universal", "data-aware", "sparsity") if getattr(self, n.replace("-", "_"))]
         if maps and self.fusion is None:
-            raise ValueError(f"{', '.join(maps)} need a [prompts.fusion] table that injects them")
+            raise ValueError(f"expected a [prompts.fusion] table, which injects {', '.join(maps)}; got none")
         return self
 
 
@@ -204,7 +214,7 @@ class RoundSettings(Table):
 class TrainingSettings(Table):
     steps: Annotated[int, Field(ge=1)] = Field(10, description="Local optimiser steps per round")
     batch_size: Annotated[int, Field(ge=1)] = Field(8, description="Cases per step")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="Step size of AdamW")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-2, description="Step size of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Decay of weights; prompts, gains, shifts and biases have none"
     )
@@ -217,7 +227,9 @@ class TrainingSettings(Table):
 
 
 class LossSettings(Table):
-    crf: Annotated[float, Field(ge=0)] = Field(0.1, description="Weight of the gated CRF")
+    crf: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the gated CRF (0.1 in the paper; no gain on validation data here)"
+    )
     pseudo_label: Annotated[float, Field(ge=0)] = Field(
         0.5, description="Weight of the mixed pseudo-label co-teaching, once ramped up"
     )
@@ -228,7 +240,9 @@ class LossSettings(Table):
 
 
 class StudySite(Table):
-    annotation: Annotation = Field(Annotation.FULL, description="Annotation kind of this site")
+    annotation: Kind | None = Field(
+        None, description="Annotation kind of this site, instead of what its site.toml says"
+    )
 
 
 class Study(Table):
@@ -236,8 +250,9 @@ class Study(Table):
 
     name: Annotated[str, Field(pattern=SITE_ID)] = Field("phantoms", description="Name of the study")
     task: Literal["segmentation"] = Field("segmentation", description="What is predicted")
-    classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=64)] = Field(
-        ("background", "rim", "cup"), description="Class names; a mask pixel holds the position, 255 is unlabelled"
+    classes: Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=64)] = Field(
+        ("background", "rim", "cup"),
+        description="Class names; a mask pixel holds the position, 255 is unlabelled",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of everything that is random")
     image: ImageSettings = ImageSettings()
@@ -264,7 +279,9 @@ class Study(Table):
         if trained is None and self.strategy.name != "full-finetune":
             raise ValueError("prompts must name at least fusion or modulation: nothing would be trained")
         if self.strategy.name == "fedlppa" and self.prompts.data_aware is None:
-            raise ValueError("strategy fedlppa needs a [prompts.data-aware] table: affinities come from its rows")
+            raise ValueError(
+                "strategy fedlppa needs a [prompts.data-aware] table: affinities come from its rows"
+            )
         if self.sites and self.rounds.quorum > len(self.sites):
             raise ValueError(f"rounds.quorum is {self.rounds.quorum} but [sites] names {len(self.sites)}")
         return self
@@ -287,9 +304,9 @@ class Site(Table):
     """One hospital taking part."""
 
     id: Annotated[str, Field(pattern=SITE_ID)] = Field(description="Name of the site in every study")
-    annotation: Annotation = Field(Annotation.FULL, description="How the masks of this site are drawn")
-    data: Path = Field(Path(), description="Folder with cases.csv; relative to this file")
-    pixel_spacing: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = Field(
+    annotation: Kind = Field(Annotation.FULL, description="How the masks of this site are drawn")
+    data: Folder = Field(Path(), description="Folder with cases.csv; relative to this file")
+    pixel_spacing: Annotated[tuple[Millimetres, Millimetres], Field(strict=False)] | None = Field(
         None, description="Row and column spacing in mm for images that carry none"
     )
 
@@ -336,21 +353,4 @@ def _parse(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: {'; '.join(map(_sentence, error.errors()))}") from None
-
-
-def _sentence(error: Any) -> str:
-    """`rounds.count: expected an integer of at least 1, got 'many'` from one pydantic error."""
-    tags = {"fedavg", "fedprox", "fedadam", "fedlppa", "local", "full-finetune"}
-    place = [str(part) for part in error["loc"]]
-    if place[:1] == ["strategy"] and len(place) > 1 and place[1] in tags:
-        place.pop(1)
-    key = ".".join(place) or "the file"
-    if error["type"] == "extra_forbidden":
-        return f"{key}: no such key (got {error['input']!r})"
-    if error["type"] == "missing":
-        return f"{key}: expected a value, got nothing"
-    if error["type"] == "value_error":
-        return f"{key}: {error['ctx']['error']}"
-    expected = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key}: expected {expected}, got {error['input']!r}"
+        raise ConfigurationError(f"{where}: {sentences(model, error.errors())}") from None

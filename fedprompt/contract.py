@@ -1,4 +1,4 @@
-"""All that server and site share: what an order asks for, what a reply may say, and the records that carry it.
+"""All that server and site share: what an order asks, what a reply may say, and the records that carry it.
 
 Both documents are strict JSON: an unknown key, a wrong type, NaN or infinity is refused at either end. Arrays
 travel beside the document in one record per scope and are checked against the manifest.

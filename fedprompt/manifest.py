@@ -143,7 +143,7 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

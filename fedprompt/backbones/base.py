@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Features", "Geometry", "Preprocessing", "SegmentationBackbone", "fingerprint", "freeze"]
+__all__ = [
+    "Features",
+    "Geometry",
+    "Preprocessing",
+    "SegmentationBackbone",
+    "fingerprint",
+    "freeze",
+    "weights",
+]
 
 Features = tuple[Tensor, ...]
 Modulate = Callable[[int, Tensor], Tensor]
@@ -48,7 +58,8 @@ class SegmentationBackbone(nn.Module, ABC):
     the deepest feature between `encode` and `decode`, and every decoder level through `modulate`.
     """
 
-    name: str
+    name: ClassVar[str]
+    encoder_folder: ClassVar[bool] = False  # whether the encoder lies apart, in the format of transformers
     classes: int
     geometry: Geometry
     preprocessing: Preprocessing
@@ -60,11 +71,25 @@ class SegmentationBackbone(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, features: Features, modulate: Modulate | None = None) -> Tensor:
-        """Features to the last decoder feature (B, C, h, w). `modulate(level, x)` sees every level's output."""
+        """Features to the last decoder feature (B, C, h, w); `modulate(level, x)` gets every output."""
 
     @abstractmethod
     def config(self) -> dict[str, object]:
         """JSON values that, with the weights, rebuild this backbone."""
+
+    @classmethod
+    @abstractmethod
+    def rebuild(cls, config: Mapping[str, Any], encoder: Path) -> Self:
+        """An untrained network from what `config()` gave; reads the folder `encoder` where `encoder_folder`.
+
+        Raises:
+            KeyError, TypeError, ValueError: The values are not what `config()` gives.
+            DataError: The encoder is missing or damaged.
+        """
+
+    def save_encoder(self, folder: Path) -> None:
+        """Writes the encoder into `folder` where `encoder_folder`; its tensors are named `encoder.*`."""
+        raise NotImplementedError(f"{self.name} keeps its encoder among its other weights")
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in 0 to 1 to what `encode` expects."""
@@ -84,6 +109,18 @@ def freeze(module: nn.Module) -> None:
     module.eval()
 
 
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """All tensors that a frozen network computes with, by name.
+
+    BatchNorm's step counters are left out: they steer training alone.
+    """
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not name.endswith(".num_batches_tracked")
+    }
+
+
 def fingerprint(backbone: SegmentationBackbone) -> str:
     """SHA-256 over all weights and buffers (name, dtype, shape, bytes) and the configuration."""
     digest = hashlib.sha256()
@@ -95,7 +132,7 @@ def fingerprint(backbone: SegmentationBackbone) -> str:
         "config": backbone.config(),
     }
     digest.update(json.dumps(description, sort_keys=True).encode())
-    for name, tensor in sorted(backbone.state_dict().items()):
+    for name, tensor in sorted(weights(backbone).items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.tobytes())

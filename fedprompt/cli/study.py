@@ -1,0 +1,87 @@
+"""`fedprompt study`: write a commented study file, check one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedprompt.config import Study, load_study
+from fedprompt.config_template import study_toml
+from fedprompt.errors import ConfigurationError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, suggest_commands=False, help="Write and check study files."
+)
+
+
+@app.command()
+def new(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("study.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a study file with every setting, its meaning and its default."""
+    from fedprompt.artifacts import write_atomic
+
+    if file.is_dir():
+        raise ConfigurationError(f"{file}: expected a file to write, got a folder")
+    if file.exists() and not force:
+        raise ConfigurationError(f"{file}: there is such a file; --force replaces it")
+    try:
+        write_atomic(file, study_toml(Study()).encode())
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be written ({error.strerror})") from error
+    print(f"wrote {file}; edit it, then `fedprompt study check {file}`")
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A study file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Check a study file and show what the study is."""
+    study = load_study(file)
+    if as_json:
+        print(json.dumps({"study": study.to_mapping(), "digest": study.digest()}))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in summary(study).items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    Console().print(table)
+
+
+def summary(study: Study) -> dict[str, str]:
+    """What the study is, in a few lines of label and text."""
+    prompts = [name.replace("_", "-") for name, options in study.prompts if options is not None]
+    fixed = study.backbone.fingerprint
+    sites = [
+        f"{site} ({options.annotation.value})" if options.annotation else site
+        for site, options in study.sites.items()
+    ]
+    options = [
+        f"{name.replace('_', '-')} {value:g}"
+        if isinstance(value, float)
+        else f"{name.replace('_', '-')} {value}"
+        for name, value in study.strategy
+        if name != "name"
+    ]
+    return {
+        "study": f"{study.name}, seed {study.seed}",
+        "task": f"{study.task}: {', '.join(study.classes)}",
+        "images": f"{study.image.size} × {study.image.size} pixels",
+        "backbone": str(study.backbone.folder or study.backbone.name)
+        + (f", {fixed[:12]}..." if fixed else ""),
+        "prompts": ", ".join(prompts) or "none",
+        "strategy": f"{study.strategy.name} ({', '.join(options)})",
+        "rounds": f"{study.rounds.count}, quorum {study.rounds.quorum}, deadline {study.rounds.deadline:g} s",
+        "training": f"{study.training.steps} steps of {study.training.batch_size} cases per round and site",
+        "sites": ", ".join(sites) or "as the data folder has them",
+        "digest": study.digest(),
+    }

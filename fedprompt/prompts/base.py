@@ -1,0 +1,47 @@
+"""What every prompt declares: where it enters the frozen backbone and who may see its tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedprompt.manifest import Scope
+
+__all__ = ["InjectionPoint", "Prompt", "resized"]
+
+
+class InjectionPoint(StrEnum):
+    """Where a prompt enters a frozen backbone."""
+
+    IMAGE = "image"
+    TOKENS = "tokens"
+    FEATURES = "features"
+    DECODER = "decoder"
+    TEXT = "text"
+
+
+class Prompt(nn.Module, ABC):
+    """A small tensor module on a frozen backbone.
+
+    Class attributes:
+        scope: Scope of all its tensors unless a strategy says otherwise.
+        injection: Where it enters.
+    """
+
+    scope: ClassVar[Scope]
+    injection: ClassVar[InjectionPoint]
+
+    @abstractmethod
+    def reset(self, generator: torch.Generator) -> None:
+        """Draws the initial values. With all prompts at them, the model equals the frozen backbone."""
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Prompt maps (C, g, g) to (C, h, w), bilinear: a prompt fits any input size."""
+    if maps.shape[-2:] == size:
+        return maps
+    return nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
