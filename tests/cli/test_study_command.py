@@ -43,7 +43,7 @@ def test_a_check_shows_what_the_study_is(tmp_path: Path, capsys: pytest.CaptureF
     file.write_text(file.read_text() + "[sites.oslo]\n")
     assert main(["study", "check", str(file)]) == 0
     shown = capsys.readouterr().out
-    for part in ("polyp, seed 0", "[bold]polyp", "fedlppa (", "paris (box), oslo (full)"):
+    for part in ("polyp, seed 0", "[bold]polyp", "fedlppa (", "paris (box), oslo"):
         assert part in shown
     assert main(["study", "check", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -119,8 +119,8 @@ def test_size_and_numbers_of_cases(tmp_path: Path) -> None:
         assert Image.open(cases[0].image).size == (32, 32)
         counts[site.id] = tuple(sum(c.split == split for c in cases) for split in ("train", "val", "test"))
     assert counts == {
-        "ashford": (28, 8, 16),
-        "brookside": (36, 8, 16),
-        "cedarhill": (20, 8, 16),
-        "dunmore": (24, 8, 16),
+        "ashford": (6, 8, 16),
+        "brookside": (8, 8, 16),
+        "cedarhill": (5, 8, 16),
+        "dunmore": (6, 8, 16),
     }

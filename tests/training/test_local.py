@@ -22,7 +22,7 @@ from fedprompt.training.local import View, load_arrays, train_round, trained_arr
 STUDY = Study(
     training=TrainingSettings(steps=4, batch_size=2, learning_rate=0.01),
     rounds=RoundSettings(count=4),
-    loss=LossSettings(ramp_up=0.5),
+    loss=LossSettings(crf=0.1, ramp_up=0.5),
 )
 BATCHES = [[(0, 0), (1, 0)]] * 4
 
