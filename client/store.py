@@ -51,14 +51,20 @@ class PromptStore:
             )
         return _unprefixed(arrays, "personal/"), _unprefixed(arrays, "optimiser/")
 
+    def require(self, round: int) -> None:
+        """Raises `DataError` that names the file unless the state after this round is there and whole."""
+        read_arrays(self._path(round))
+
     def save(self, round: int, personal: Arrays, optimiser: Arrays) -> None:
         """Stores the state after a round and drops all but the last two."""
         arrays = {f"personal/{name}": array for name, array in personal.items()}
         arrays |= {f"optimiser/{name}": array for name, array in optimiser.items()}
         metadata = {"study": self._study, "round": round}
         write_arrays(self._path(round), arrays, metadata, durable=self._durable)
-        for number in self._rounds():
-            if number > round or number in self._rounds()[:-_KEPT]:
+        rounds = self._rounds()
+        kept = [number for number in rounds if number <= round][-_KEPT:]
+        for number in rounds:
+            if number not in kept:
                 self._path(number).unlink()
 
     def _path(self, round: int) -> Path:

@@ -212,8 +212,10 @@ class RoundSettings(Table):
 
 
 class TrainingSettings(Table):
-    steps: Annotated[int, Field(ge=1)] = Field(10, description="Local optimiser steps per round")
-    batch_size: Annotated[int, Field(ge=1)] = Field(8, description="Cases per step")
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10, description="Local optimiser steps per round"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Cases per step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-2, description="Step size of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Decay of weights; prompts, gains, shifts and biases have none"

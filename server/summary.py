@@ -24,9 +24,14 @@ def mean_metrics(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def effective(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Events without those that a resumed run did again: rounds after its checkpoint, evaluation, end."""
+    """Events without those that a resumed run did again: rounds after its checkpoint, evaluation, end.
+
+    A run that was cut off before its first checkpoint starts anew.
+    """
     kept: list[Mapping[str, Any]] = []
     for event in events:
+        if event["event"] == "study_started":
+            kept = []
         if event["event"] == "resumed":
             done = event["round"]
             kept = [e for e in kept if e.get("round", 0) <= done and e["event"] not in _ENDINGS]

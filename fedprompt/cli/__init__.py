@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -109,15 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _failed(_usage(error), "usage", error.exit_code, as_json)
     except FedpromptError as error:
-        return _failed(str(error), error.code, error.exit_code, as_json)
+        return _ended(_failed(str(error), error.code, error.exit_code, as_json))
     except (KeyboardInterrupt, click.Abort):
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: a sentence instead of a traceback
         sentence = f"{type(error).__name__}: {error} (FEDPROMPT_DEBUG=1 shows where)"
         return _failed(sentence, "internal", 5, as_json)
     if status == INTERRUPTED:  # click turns Ctrl-C into this status
-        return _failed("interrupted", "interrupted", INTERRUPTED, as_json)
+        return _ended(_failed("interrupted", "interrupted", INTERRUPTED, as_json))
     return status if isinstance(status, int) else 0
+
+
+def _ended(status: int) -> int:
+    """Ends at once where a simulated site is still at work: torch aborts a process that ends under it."""
+    if any(thread.name.startswith("site-worker-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _usage(error: click.ClickException) -> str:

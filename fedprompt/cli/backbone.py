@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from dataclasses import asdict
@@ -43,7 +44,7 @@ def pretrain(
         int | None, typer.Option(min=1, help="Cached augmented views per case, where the encoder is frozen.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the provenance as JSON.")] = False,
 ) -> None:
     """Train a backbone on public data or synthetic shapes, before it is frozen."""
@@ -57,6 +58,9 @@ def pretrain(
         raise ConfigurationError(f"--size: expected a multiple of 32, got {size}")
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise ConfigurationError(f"--learning-rate: expected a number between 0 and 1, got {learning_rate}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigurationError(f"--device: expected auto, cpu or cuda, got {device!r}")
+    _claim(out)
     recipe = recipe_for(
         name,
         size=size,
@@ -68,18 +72,23 @@ def pretrain(
     )
     source = None if encoder is None else Path(encoder) if Path(encoder).exists() else encoder
     command = _command(name=name, out=out, data=data, encoder=encoder, classes=classes, recipe=asdict(recipe))
-    with _Display() as display:
-        provenance = train(
-            name,
-            out,
-            recipe,
-            classes=names,
-            data=data,
-            encoder=source,
-            device=device,
-            command=command,
-            progress=display.show,
-        )
+    try:
+        with _Display() as display:
+            provenance = train(
+                name,
+                out,
+                recipe,
+                classes=names,
+                data=data,
+                encoder=source,
+                device=device,
+                command=command,
+                progress=display.show,
+            )
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # made above; stays if there is something in it
+        raise
     if as_json:
         print(json.dumps({"folder": str(out), **_description(out), "provenance": provenance}))
         return
@@ -156,3 +165,14 @@ class _Display:
     def show(self, what: str, done: int, total: int) -> None:
         """Shows a phase and how far it is."""
         self._bar.update(self._task, description=what, completed=done, total=total)
+
+
+def _claim(out: Path) -> None:
+    """Makes the new folder before the training, so that no training is lost for the want of one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = any(out.iterdir())
+    except OSError as error:
+        raise ConfigurationError(f"--out: {out} cannot be made ({error.strerror})") from None
+    if taken:
+        raise ConfigurationError(f"--out: expected a new or empty folder, got {out} with files in it")

@@ -30,29 +30,35 @@ def simulate(
     rounds: Annotated[int | None, typer.Option(help="Rounds instead of the study's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the study's.")] = None,
     engine: Annotated[
-        Literal["inprocess", "ray"], typer.Option(help="Threads of this process, or Flower's Ray engine.")
-    ] = "inprocess",
+        Literal["inprocess", "ray"] | None,
+        typer.Option(help="Threads of this process (default), or Flower's Ray engine."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/STUDY-TIME.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run directory to go on with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on standard output.")] = False,
 ) -> None:
     """Run a study over simulated sites on this machine and write a report."""
+    from fedprompt.cli.plan import new_plan, resumed_plan
     from fedprompt.cli.progress import Progress
-    from fedprompt.cli.simulation import new_plan, resumed_plan, simulate_study
+    from fedprompt.cli.simulation import simulate_study
 
     if resume is not None:
         if any(value is not None for value in (study_file, data, strategy, rounds, seed, out)) or compare:
             raise ConfigurationError(
                 "resume: expected no other option but --json, got one that the run fixed"
             )
-        plan = resumed_plan(resume)
+        plan = resumed_plan(resume, engine)
     else:
         study = _study(study_file, strategy, rounds, seed)
         folder = out or Path("runs") / f"{study.name}-{datetime.now():%Y%m%d-%H%M%S}"
         names = [name.strip() for name in compare.split(",") if name.strip()]
-        plan = new_plan(folder, study, data, names, engine)
+        plan = new_plan(folder, study, data, names, engine or "inprocess")
     with Progress(phases=1 + len(plan.compare)) as progress:
-        summary = simulate_study(plan, progress)
+        try:
+            summary = simulate_study(plan, progress)
+        except KeyboardInterrupt:
+            print(f"go on with: fedprompt simulate --resume {plan.folder}", file=sys.stderr)
+            raise
     if as_json:
         print(json.dumps(summary))
         return

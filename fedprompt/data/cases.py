@@ -42,7 +42,7 @@ def read_cases(folder: Path) -> list[Case]:
     Raises:
         DataError: There is no table, its columns are not the expected ones, a line is incomplete, names a
             file that is missing or lies outside of the folder, a split that does not exist or an image that
-            an earlier line has; or the site is empty.
+            an earlier line has; a patient is in two splits; or the site is empty.
     """
     table = folder / TABLE
     root = folder.resolve()
@@ -59,6 +59,13 @@ def read_cases(folder: Path) -> list[Case]:
         lines[image] = line
         name = PurePosixPath(row["image"]).as_posix()
         cases.append(Case(name, image, mask, row["split"], row["patient"] or name))
+    splits: dict[str, str] = {}
+    for case in cases:
+        if splits.setdefault(case.patient, case.split) != case.split:
+            raise DataError(
+                f"{table}: patient {case.patient!r}: expected all cases of a person in one split, "
+                f"got {splits[case.patient]} and {case.split}"
+            )
     if not any(case.split == "train" for case in cases):
         raise DataError(f"{table}: empty site: expected at least one train case, got {_counted(cases)}")
     return cases

@@ -26,8 +26,15 @@ def check_cases(sites: Sequence[Site], study: Study) -> int:
     bare = {site.id for site in sites}
 
     def read(entry: tuple[Case, Site]) -> bool:
+        case = entry[0]
         truth = load_sample(*entry, study, simulate=False).truth
-        return entry[0].split == "train" and bool(((truth > 0) & (truth != UNLABELLED)).any())
+        labelled = bool(((truth > 0) & (truth != UNLABELLED)).any())
+        if case.split != "train" and not labelled and (truth == UNLABELLED).any():
+            raise DataError(
+                f"{case.mask}: expected class numbers to evaluate against, got only background and 255, "
+                "which is unlabelled"
+            )
+        return case.split == "train" and labelled
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:

@@ -31,11 +31,9 @@ def read_federation(folder: Path, study: Study) -> list[Site]:
         raise DataError(f"{folder}: expected a folder of site folders, got the folder of one site")
     found: dict[str, Path] = {}
     sites: list[Site] = []
-    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."):
         if not (subfolder / SITE_FILE).exists() and not (subfolder / TABLE).exists():
-            if subfolder.name in study.sites:
-                raise DataError(f"{subfolder / TABLE}: no such file; every site folder holds a {TABLE}")
-            continue
+            raise DataError(f"{subfolder / TABLE}: no such file; every site folder holds a {TABLE}")
         site = _read_site(subfolder)
         if site.id in found:
             raise DataError(f"{subfolder}: site id {site.id!r} is already used by {found[site.id]}")

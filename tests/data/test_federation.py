@@ -22,7 +22,7 @@ def add_site(folder: Path, toml: str | None = None) -> Path:
 def test_sites_come_from_subfolders_sorted_by_id(tmp_path: Path) -> None:
     add_site(tmp_path / "a", 'id = "zeta"\nannotation = "point"\npixel-spacing = [0.5, 0.25]\n')
     add_site(tmp_path / "beta")
-    (tmp_path / "notes").mkdir()
+    (tmp_path / ".notes").mkdir()
     (tmp_path / "README.md").touch()
     beta, zeta = read_federation(tmp_path, Study())
     assert (beta.id, beta.annotation, beta.data) == ("beta", Annotation.FULL, (tmp_path / "beta").resolve())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import STUDY, command, environment, fedprompt
+from commands import STUDY, command, environment, fedprompt
 from PIL import Image
 
 from fedprompt.artifacts import read_arrays
@@ -232,3 +232,55 @@ def test_resuming_what_is_no_run_or_has_a_damaged_checkpoint(
     assert result.returncode == 3
     assert newest.name in result.stderr
     assert (copy / "prompts/shared.safetensors").exists()
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
+    finished: Path, federation: Path, tmp_path: Path, study_file: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["simulate", study_file, "--data", federation, "--out", run, "--json"]
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (run / "events.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert f"--resume {run}" in err
+    result = fedprompt("simulate", "--resume", run, "--json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["status"], summary["rounds"]) == ("completed", 4)
+    same = (finished / "prompts/shared.safetensors").read_bytes()
+    assert (run / "prompts/shared.safetensors").read_bytes() == same
+
+
+def test_a_site_that_lost_its_state_is_not_resumed_silently(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").unlink()
+    shutil.rmtree(copy / "sites" / "ashford" / "store")
+    result = fedprompt("simulate", "--resume", copy)
+    assert result.returncode == 3
+    assert "ashford" in result.stderr
+
+
+def test_a_backbone_that_does_not_fit_is_refused_before_anything_is_written(
+    federation: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study.toml"
+    for text, says in (
+        ('classes = ["background", "polyp"]', "classes"),
+        ('[backbone]\nname = "nothing"', "nothing"),
+        ('[backbone]\nname = "mobilenet-v2"\nfolder = "nowhere"', "nowhere"),
+        ("[rounds]\nquorum = 9", "quorum"),
+    ):
+        study.write_text(text)
+        result = fedprompt("simulate", study, "--data", federation, "--out", tmp_path / "run")
+        assert result.returncode == 2, result.stderr
+        assert says in result.stderr
+        assert not (tmp_path / "run").exists()
