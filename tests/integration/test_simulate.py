@@ -240,7 +240,13 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     run = tmp_path / "run"
     arguments = ["simulate", study_file, "--data", federation, "--out", run, "--json"]
     process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # a shell that runs the tests in its background makes its children deaf to SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     end = time.monotonic() + 120
     while time.monotonic() < end and not (run / "events.jsonl").exists():

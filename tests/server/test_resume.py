@@ -75,10 +75,15 @@ def test_a_round_that_was_not_reported_any_more_is_reported_by_the_resumed_run(t
     assert finished[3] == json.loads(lines[cut])
 
 
+def hear_ctrl_c() -> None:
+    """A shell that runs the tests in its background makes its children deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def cut_off(folder: Path, strategy: str, how: signal.Signals) -> int:
     """Starts a study of six rounds in a process of its own and sends it a signal after its third."""
     script = [sys.executable, "-W", "ignore", fake_sites.__file__, str(folder), strategy]
-    with subprocess.Popen([*script, "new"]) as process:
+    with subprocess.Popen([*script, "new"], preexec_fn=hear_ctrl_c) as process:
         limit = time.monotonic() + 60
         while time.monotonic() < limit and process.poll() is None:
             if (folder / "checkpoints" / "round-000003.safetensors").exists():
