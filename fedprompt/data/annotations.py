@@ -104,10 +104,11 @@ def _points(region: np.ndarray, count: int, unit: float, rng: np.random.Generato
 
 
 def _blocks(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to three random polygons that together cover 6 to 19 % of the region."""
+    """One to three random polygons that together cover 5 to 20 % of the region; a tiny one gets a pixel."""
     pixels = np.argwhere(region)
     polygons = int(rng.integers(1, 4))
-    wanted = max(1, round(len(pixels) * rng.uniform(0.06, 0.19)))
+    least, most = -(-len(pixels) // 20), max(1, len(pixels) // 5)
+    wanted = min(max(round(len(pixels) * rng.uniform(0.06, 0.19)), least), most)
     chosen = np.zeros(len(pixels), dtype=bool)
     for done in range(1, polygons + 1):
         count = round(wanted * done / polygons) - int(chosen.sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import ndimage
@@ -114,6 +114,8 @@ def test_every_object_gets_a_point_but_no_speck() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000), st.integers(3, 60), st.integers(3, 60))
+@example(seed=0, height=4, width=6)  # a rounded share of 24 pixels can be one
+@example(seed=5, height=4, width=6)
 def test_blocks_cover_5_to_20_percent(seed: int, height: int, width: int) -> None:
     assume(height * width >= 20)
     mask = np.zeros((64, 64), dtype=np.uint8)
