@@ -106,3 +106,9 @@ def test_a_missing_or_unreadable_table(tmp_path: Path) -> None:
     (tmp_path / "cases.csv").write_bytes(b"")
     with pytest.raises(DataError, match="got nothing"):
         read_cases(tmp_path)
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
+    folder = site(tmp_path, row("a", patient="p1"), row("b", "test", patient="p1"))
+    with pytest.raises(DataError, match=r"'p1'.*one split, got train and test"):
+        read_cases(folder)

@@ -95,3 +95,9 @@ def test_mean_over_the_sites_that_have_a_metric() -> None:
     assert mean_metrics([{"dice": 1.0}, {"dice": 0.0, "hd95": 3.0}]) == {"dice": 0.5, "hd95": 3.0}
     assert mean_metrics([]) == {}
     assert mean_metrics([{"dice": 0.1}] * 3)["dice"] == pytest.approx(0.1)
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_anew() -> None:
+    first = [{"event": "study_started"}, {"event": "study_finished", "status": "stopped", "rounds": 0}]
+    again = [{"event": "study_started"}, {"event": "study_finished", "status": "completed", "rounds": 4}]
+    assert effective(first + again) == again
