@@ -40,7 +40,7 @@ def main() -> None:
         write_phantoms(Path(folder), seed=0)
         site = read_federation(Path(folder), study)[0]
         cached = Workspace.open(study)
-        bare = Workspace(cached.backbone, cached.fingerprint, NoCache(0), cached.device)
+        bare = Workspace(cached.backbone, cached.fingerprint, NoCache(0), cached.precision)
         sessions = {
             name: Session(study, site, workspace, simulate=True)
             for name, workspace in (("cached", cached), ("bare", bare))

@@ -16,7 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedprompt.artifacts import read_json
-from fedprompt.config import BackboneSettings, Site, Study, load_study
+from fedprompt.config import Site, load_study
 from fedprompt.contract import Failure, Report
 from fedprompt.errors import FedpromptError
 from strategies.wire import read_order, report_content
@@ -30,7 +30,7 @@ __all__ = ["close_agents", "make_client_app"]
 _log = logging.getLogger("fedprompt.site")
 _lock = threading.Lock()
 _agents: dict[tuple[str, str], SiteAgent] = {}
-_workspaces: dict[tuple[BackboneSettings, int], Workspace] = {}
+_workspaces: dict[tuple[object, ...], Workspace] = {}
 
 
 @lru_cache(maxsize=16)
@@ -93,12 +93,9 @@ def _open_agent(run: Path, site: Site) -> SiteAgent:
     from fedprompt.training import Session, Workspace
 
     study = load_study(run / "study.toml")
-    key = _workspace_key(study)
+    key = (study.backbone, study.task, len(study.classes), study.image, site.feature_cache)
     if key not in _workspaces:
-        _workspaces[key] = Workspace.open(study)
+        disk = round(site.feature_cache_gib * 2**30)
+        _workspaces[key] = Workspace.open(study, folder=site.feature_cache, disk_bytes=disk)
     session = Session(study, site, _workspaces[key], simulate=True)
     return SiteAgent(study, site, session, run / "sites" / site.id, durable=False)
-
-
-def _workspace_key(study: Study) -> tuple[BackboneSettings, int]:
-    return study.backbone, len(study.classes)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fedprompt.artifacts import write_arrays, write_atomic, write_json
 from fedprompt.config import Study, load_study
-from fedprompt.config_template import study_toml
+from fedprompt.config.template import study_toml
 from fedprompt.errors import ConfigurationError, DataError, RunError
 from fedprompt.manifest import Scope
 from server.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint

@@ -20,11 +20,13 @@ from fedprompt.config import (
     load_study,
     study_from_mapping,
 )
-from fedprompt.config_template import study_toml
+from fedprompt.config.template import study_toml
 from fedprompt.errors import ConfigurationError
+from fedprompt.families import FAMILIES, default_prompts
 
 SITE_IDS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True)
 POSITIVE = st.floats(1e-9, 1e9, allow_nan=False)
+NAMES = ", ".join(FAMILIES)
 NAME_WORDS = "up to 63 lower-case letters, digits and hyphens, no hyphen first"
 FEW = settings(max_examples=40, deadline=None)
 
@@ -90,7 +92,7 @@ def test_the_template_names_every_key_and_says_what_it_means() -> None:
     for line, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):
         if re.match(r"[a-z-]+ = ", after):
             assert line.startswith("# "), f"no comment above {after!r}"
-    assert "(at least 32, at most 1024, a multiple of 32)" in text
+    assert "(at least 32, at most 2048)" in text
 
 
 def test_a_study_without_prompts_writes_an_empty_table() -> None:
@@ -116,12 +118,48 @@ def test_a_study_without_prompts_writes_an_empty_table() -> None:
             "name = 'Big Study'",
             f"name: expected {NAME_WORDS}, got 'Big Study'",
         ),
-        ("task = 'classification'", "task: expected 'segmentation', got 'classification'"),
+        (
+            "task = 'detection'",
+            "task: expected 'segmentation' or 'classification', got 'detection'",
+        ),
         ("classes = 'a'", "classes: expected an array, got 'a'"),
         ("classes = ['a']", "classes: expected at least 2 values, got ['a']"),
         ("classes = ['a', 3]", "classes.1: expected a string, got 3"),
         ("classes = ['a', 'a']", "classes: class names must differ"),
-        ("[image]\nsize = 100", "image.size: expected a multiple of 32, got 100"),
+        ("[image]\nsize = 31", "image.size: expected at least 32, got 31"),
+        (
+            "[backbone]\nname = 'vit'\nfolder = 'a'\nhub = 'b/c'",
+            "backbone: expected one of folder and hub, got both",
+        ),
+        ("[backbone]\nname = 'resnet18'", f"backbone.name: expected one of {NAMES}, got 'resnet18'"),
+        (
+            "task = 'classification'\n[backbone]\nname = 'sam'",
+            "backbone.name: expected one that can do classification (embedded-unet, mobilenet-v2, resnet, "
+            "convnext, monai-unet, swin-unetr, vit, dinov2, clip), got 'sam'",
+        ),
+        (
+            "[strategy]\nname = 'fedavg'\n[prompts.tokens]",
+            "prompts.tokens: does not fit backbone embedded-unet (those that take it in segmentation: vit, "
+            "dinov2, sam); for embedded-unet expected some of data-aware, fusion, generated, modulation, "
+            "sparsity, universal",
+        ),
+        (
+            "task = 'classification'\n[prompts.sparsity]\n[prompts.fusion]",
+            "prompts.sparsity: does not fit backbone embedded-unet (none takes it in classification); for "
+            "embedded-unet expected some of data-aware, fusion, generated, universal",
+        ),
+        (
+            "task = 'classification'\n[backbone]\nname = 'vit'\n[prompts.tokens]\n[prompts.domain]",
+            "prompts: expected one of [prompts.tokens] and [prompts.domain], got both",
+        ),
+        (
+            "task = 'classification'\nprompts = {}\n[backbone]\nname = 'clip'",
+            "prompts: expected some on clip, which has no head, got none: nothing would train",
+        ),
+        (
+            "[strategy]\nname = 'fedavg'\n[prompts.tokens]\n[backbone]\nname = 'sam'",
+            "backbone sam needs a [prompts.class-prompts] table: its decoder takes the classes from there",
+        ),
         (
             "[backbone]\nfingerprint = 'abc'",
             "backbone.fingerprint: expected 64 hexadecimal digits in lower case, got 'abc'",
@@ -272,6 +310,19 @@ def test_the_digest_forgets_paths_and_nothing_else() -> None:
     assert moved.digest() == study.digest()
     assert study.changed(seed=1).digest() != study.digest()
     assert study.changed(loss={"crf": 0.2}).digest() != study.digest()
+
+
+def test_defaults_follow_task_and_backbone() -> None:
+    for name, entry in FAMILIES.items():
+        for task, fitting in entry.prompts.items():
+            study = Study(task=task, backbone={"name": name}, strategy={"name": "fedavg"})
+            assert study.prompts.used() == default_prompts(name, task)
+            assert study.prompts.used()
+            assert set(study.prompts.used()) <= fitting
+            again = study_from_mapping(tomllib.loads(study_toml(study)), "written")
+            assert again == study
+    assert Study(task="classification").strategy.name == "fedavg"
+    assert Study(task="classification").classes == ("nevus", "melanoma", "keratosis")
 
 
 def test_a_study_is_immutable_and_a_change_is_checked() -> None:

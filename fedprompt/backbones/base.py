@@ -1,4 +1,4 @@
-"""What every frozen segmentation backbone offers: geometry, preprocessing, encode, decode and a head."""
+"""What every frozen backbone offers: geometry, preprocessing, features in stages, pooling, decoding."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from fedprompt.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from fedprompt.backbones.attention import Tokens
+
 __all__ = [
+    "Backbone",
     "Features",
     "Geometry",
+    "Modulate",
     "Preprocessing",
-    "SegmentationBackbone",
     "fingerprint",
     "freeze",
     "weights",
@@ -32,46 +38,93 @@ class Geometry:
     """Shapes at which prompts may enter.
 
     Attributes:
-        channels: Channels of each feature that `encode` returns, shallow to deep.
-        strides: Stride of each of these features relative to the image.
+        channels: Channels of each feature that `encode` returns; the last one is the deepest.
+        strides: Stride of each of these features relative to the image; 0 for a feature without positions.
         decoder_channels: Channels of each decoder level in the order in which `decode` visits them, deep to
-            shallow. The last one is what the head reads.
+            shallow; the last one is what the head reads. Empty without a decoder.
+        pooled: Length of the vector that `pool` gives.
+        blocks: Transformer blocks that tokens may enter; 0 where there are none.
+        width: Length of a token.
+        heads: Attention heads per block.
+        multiple: Sides of images must be multiples of this.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    decoder_channels: tuple[int, ...]
+    decoder_channels: tuple[int, ...] = ()
+    pooled: int = 0
+    blocks: int = 0
+    width: int = 0
+    heads: int = 0
+    multiple: int = 32
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Channel mean and standard deviation for images in 0 to 1, as the encoder was trained."""
+    """How images in 0 to 1 become what the encoder was trained on.
+
+    Attributes:
+        mean: Per channel.
+        std: Per channel.
+        size: Side in pixels of the images of its training.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    size: int
 
 
-class SegmentationBackbone(nn.Module, ABC):
-    """A network that is frozen as a whole: encoder, decoder and head.
+class Backbone(nn.Module, ABC):
+    """A network that is frozen as a whole: an encoder and, for segmentation, a decoder with a head.
 
-    `encode` is everything before the first prompted stage; its output is cached per image. Prompts may change
-    the deepest feature between `encode` and `decode`, and every decoder level through `modulate`.
+    `encode` is everything before the first prompted stage; its output is cached per image. With `stop`, it
+    ends in front of that transformer block, and `resume` goes on from there, with prompt tokens. Prompts may
+    also change the deepest feature, and every decoder level through `modulate`.
+
+    Attributes:
+        classes: Of the head, with the background; None without a decoder.
+        head: Reads the last decoder feature; None without a decoder.
     """
 
     name: ClassVar[str]
     encoder_folder: ClassVar[bool] = False  # whether the encoder lies apart, in the format of transformers
-    classes: int
+    classes: int | None
     geometry: Geometry
     preprocessing: Preprocessing
-    head: nn.Conv2d
+    head: nn.Conv2d | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = None
+        self.head = None
 
     @abstractmethod
-    def encode(self, images: Tensor) -> Features:
-        """Preprocessed images (B, 3, H, W) to features, shallow to deep; H and W are multiples of 32."""
+    def encode(self, images: Tensor, stop: int | None = None) -> Features:
+        """Preprocessed images (B, 3, H, W) to features (B, C, h, w), shallow to deep.
 
-    @abstractmethod
+        Args:
+            images: H and W are multiples of `geometry.multiple`.
+            stop: End in front of this transformer block, 0 to `geometry.blocks - 1`: gives one tensor, the
+                hidden state.
+        """
+
+    def resume(self, state: Features, start: int, tokens: Tokens | None = None) -> Features:
+        """The hidden state in front of block `start` to features, as `encode` gives without `stop`.
+
+        Args:
+            state: What `encode(images, stop=start)` gave.
+            start: Index of the next block.
+            tokens: Prompt tokens by the block that they enter.
+        """
+        raise NotImplementedError(f"{self.name} has no transformer blocks")
+
+    def pool(self, features: Features) -> Tensor:
+        """Features to one vector per image (B, geometry.pooled): here the mean of the deepest feature."""
+        return features[-1].mean(dim=(2, 3))
+
     def decode(self, features: Features, modulate: Modulate | None = None) -> Tensor:
         """Features to the last decoder feature (B, C, h, w); `modulate(level, x)` gets every output."""
+        raise NotImplementedError(f"this {self.name} has no decoder")
 
     @abstractmethod
     def config(self) -> dict[str, object]:
@@ -97,8 +150,18 @@ class SegmentationBackbone(nn.Module, ABC):
         std = torch.tensor(self.preprocessing.std, device=images.device).view(1, 3, 1, 1)
         return (images - mean) / std
 
+    def check_size(self, side: int) -> None:
+        """Raises `ConfigurationError` where images of this side do not fit the encoder."""
+        if side % self.geometry.multiple:
+            raise ConfigurationError(
+                f"image.size: backbone {self.name} expected a multiple of {self.geometry.multiple} "
+                f"(it was trained at {self.preprocessing.size}), got {side}"
+            )
+
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images (B, 3, H, W) to logits (B, classes, H, W): the untouched frozen network."""
+        if self.head is None:
+            raise NotImplementedError(f"this {self.name} has no decoder")
         logits: Tensor = self.head(self.decode(self.encode(images)))
         return nn.functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -121,13 +184,11 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def fingerprint(backbone: SegmentationBackbone) -> str:
+def fingerprint(backbone: Backbone) -> str:
     """SHA-256 over all weights and buffers (name, dtype, shape, bytes) and the configuration."""
     digest = hashlib.sha256()
     description = {
         "name": backbone.name,
-        "classes": backbone.classes,
-        "geometry": asdict(backbone.geometry),
         "preprocessing": asdict(backbone.preprocessing),
         "config": backbone.config(),
     }

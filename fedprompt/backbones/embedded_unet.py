@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from fedprompt.backbones.base import Features, Geometry, Modulate, Preprocessing, SegmentationBackbone
+from fedprompt.backbones.base import Backbone, Features, Geometry, Modulate, Preprocessing
 
 __all__ = ["EmbeddedUNet"]
 
@@ -17,7 +17,7 @@ WIDTHS = (16, 24, 48, 96, 144)
 DECODER_WIDTHS = (64, 32, 16)
 
 
-class EmbeddedUNet(SegmentationBackbone):
+class EmbeddedUNet(Backbone):
     """U-Net (Ronneberger et al. 2015) with a wide encoder and a thin decoder that ends at stride 2.
 
     The encoder runs once per image, the decoder in every step of prompt training: so the encoder holds most
@@ -46,8 +46,10 @@ class EmbeddedUNet(SegmentationBackbone):
             channels=self.widths[1:],
             strides=tuple(2**level for level in range(1, len(widths))),
             decoder_channels=tuple(decoder_widths),
+            pooled=self.widths[-1],
+            multiple=2 ** (len(widths) - 1),
         )
-        self.preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        self.preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), size=128)
         self.stages = nn.ModuleList(
             _convolutions(inputs, outputs, 3 if level == len(widths) - 1 else 2)
             for level, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False))
@@ -61,7 +63,7 @@ class EmbeddedUNet(SegmentationBackbone):
             below = width
         self.head = nn.Conv2d(below, classes, 1)
 
-    def encode(self, images: Tensor) -> Features:
+    def encode(self, images: Tensor, stop: int | None = None) -> Features:  # noqa: ARG002 - no blocks
         x = images.contiguous(memory_format=torch.channels_last)
         features = []
         for level, stage in enumerate(self.stages):

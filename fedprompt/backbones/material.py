@@ -105,6 +105,7 @@ class FolderMaterial(Material):
 
     def _read(self, case: Case) -> Scene:
         picture = torch.tensor(read_picture(case.image).array).movedim(2, 0)
+        assert case.mask is not None  # noqa: S101 - the table has a column of masks
         truth = read_mask(case.mask, self._classes)
         if truth.shape != tuple(picture.shape[1:]):
             raise DataError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedprompt.backbones.base import SegmentationBackbone, freeze
-from fedprompt.backbones.embedded_unet import EmbeddedUNet
+from fedprompt.backbones.base import Backbone, Features, freeze
+from fedprompt.backbones.hub import HubBackbone
 from fedprompt.backbones.material import FolderMaterial, Material, Scene, ShapeMaterial
-from fedprompt.backbones.mobilenet_v2 import MobileNetV2
-from fedprompt.backbones.registry import backbone_class
-from fedprompt.backbones.storage import DESCRIPTION, save_backbone
+from fedprompt.backbones.recipes import Recipe, check_trainable
+from fedprompt.backbones.storage import DESCRIPTION, encoder_source, save_backbone
 from fedprompt.data.images import UNLABELLED
 from fedprompt.errors import ConfigurationError, RunError
+from fedprompt.families import backbone_class
 from fedprompt.training.metrics import dice_per_class
 
-__all__ = ["RECIPES", "Recipe", "evaluate", "pretrain", "recipe_for", "segmentation_loss"]
+__all__ = ["evaluate", "pretrain", "segmentation_loss"]
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
-Batch = tuple[tuple[Tensor, ...], Tensor]  # images or features, and masks
+Batch = tuple[Features, Tensor]  # images or features, and masks
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every setting of a pre-training.
-
-    Attributes:
-        size: Side of the training images in pixels, a multiple of 32.
-        steps: Optimiser steps.
-        batch_size: Images per step.
-        learning_rate: Peak of the one-cycle schedule.
-        weight_decay: Of AdamW.
-        views: Augmented views per case whose features are cached, where the encoder is frozen.
-        validation: Share of the train patients that choose the weights, where a folder has no val split.
-        choices: How often the validation scenes are looked at; the best weights are kept.
-        bfloat16: Compute the training steps in bfloat16, twice as fast on processors that know it.
-        seed: Of everything that is random.
-    """
-
-    size: int
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.01
-    views: int = 8
-    validation: float = 0.1
-    choices: int = 10
-    bfloat16: bool = False
-    seed: int = 0
-
-
-RECIPES = {
-    EmbeddedUNet.name: Recipe(size=96, steps=2500, batch_size=16, learning_rate=4e-3, bfloat16=True),
-    MobileNetV2.name: Recipe(size=192, steps=2000, batch_size=16, learning_rate=4e-3),
-}
+_KEPT = 4 << 30  # bytes of features
+_KEPT_AS = torch.float16
 
 
 def pretrain(
@@ -78,25 +46,37 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains a backbone, evaluates it once on the test split and writes its folder.
 
+    An encoder of transformers stays as it is and a new decoder is trained on its features; another network is
+    trained as a whole.
+
     Args:
         name: Registry name.
         out: Folder to write; must not hold a backbone yet.
         recipe: The settings.
         classes: Class names, background first.
         data: Folder with `cases.csv`; without it synthetic shapes, which have three classes.
-        encoder: Folder or hub id of the encoder, for the backbones that have one of transformers.
+        encoder: Folder or hub id of the encoder, for the families that have one of transformers.
         device: A torch device, or `auto` for a GPU where there is one.
         command: How to do the same again, for the record.
         progress: Called with what is being done, the steps done and the steps in all.
 
     Returns:
         The provenance, as in `backbone.json`.
+
+    Raises:
+        ConfigurationError: The family has no decoder to train, or settings that do not fit together.
+        DataError: Cases or the encoder cannot be used.
+        RunError: The loss is not finite, or the hub cannot be reached.
     """
     if (out / DESCRIPTION).exists():
         raise ConfigurationError(f"{out}: expected a new folder, got one that holds a backbone already")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = _untrained(name, len(classes), encoder, recipe.seed)
+    if recipe.size % backbone.geometry.multiple:
+        raise ConfigurationError(
+            f"size: backbone {name} expected a multiple of {backbone.geometry.multiple}, got {recipe.size}"
+        )
     progress = progress or _silent
     progress("reading cases", 0, 1)
     material = _material(data, len(classes), recipe)
@@ -114,7 +94,7 @@ def pretrain(
             "validation": len(material.validation),
             "test": len(test),
         },
-        "encoder": None if encoder is None else Path(encoder).name,
+        "encoder": encoder.name if isinstance(encoder, Path) else encoder,
         "recipe": asdict(recipe),
         "torch": torch.__version__.split("+")[0],
         "loss": {"first": losses[0], "last": losses[-1]},
@@ -147,29 +127,31 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(backbone: SegmentationBackbone, scenes: Sequence[Scene], batch_size: int) -> np.ndarray:
+def evaluate(backbone: Backbone, scenes: Sequence[Scene], batch_size: int) -> np.ndarray:
     """Dice (classes - 1,) of every foreground class, mean over scenes, in the resolution of their truth."""
     rows = []
-    device = backbone.head.weight.device
+    device = next(backbone.parameters()).device
+    classes = backbone.classes or 0
     for start in range(0, len(scenes), batch_size):
         chunk = scenes[start : start + batch_size]
         logits = backbone(backbone.preprocess(torch.stack([scene.image for scene in chunk]).to(device)))
         for scene, one in zip(chunk, logits.cpu(), strict=True):
             full = F.interpolate(one[None], size=scene.truth.shape, mode="bilinear", align_corners=False)
-            rows.append(dice_per_class(full[0].argmax(dim=0).numpy(), scene.truth, backbone.classes))
+            rows.append(dice_per_class(full[0].argmax(dim=0).numpy(), scene.truth, classes))
     return np.asarray(np.mean(rows, axis=0))
 
 
-def _untrained(name: str, classes: int, encoder: Path | str | None, seed: int) -> SegmentationBackbone:
-    family = backbone_class(name)
-    if family.encoder_folder != (encoder is not None):
-        expected = "an encoder (folder or hub id)" if family.encoder_folder else "no encoder"
+def _untrained(name: str, classes: int, encoder: Path | str | None, seed: int) -> Backbone:
+    check_trainable(name)
+    chosen = backbone_class(name)
+    if chosen.encoder_folder != (encoder is not None):
+        expected = "an encoder (folder or hub id)" if chosen.encoder_folder else "no encoder"
         raise ConfigurationError(f"backbone {name}: expected {expected}, got {encoder or 'none'}")
     with torch.random.fork_rng(devices=[]):  # torch's initialisers know the global generator alone
         torch.manual_seed(seed)
-        if encoder is not None:
-            return MobileNetV2.from_encoder(encoder, classes)
-        return EmbeddedUNet(classes)
+        if encoder is not None and issubclass(chosen, HubBackbone):
+            return chosen.from_pretrained(encoder_source(name, encoder), classes)
+        return chosen.rebuild({"classes": classes}, Path())
 
 
 def _material(data: Path | None, classes: int, recipe: Recipe) -> Material:
@@ -183,26 +165,29 @@ def _material(data: Path | None, classes: int, recipe: Recipe) -> Material:
 
 
 def _fit(
-    backbone: SegmentationBackbone, material: Material, recipe: Recipe, progress: Progress
+    backbone: Backbone, material: Material, recipe: Recipe, progress: Progress
 ) -> tuple[list[float], float]:
     """Trains in place and leaves the weights that validate best; returns all losses and the best Dice."""
-    batches = _cached if backbone.encoder_folder else _fresh
-    trained = [
-        parameter
-        for part, parameter in backbone.named_parameters()
-        if not (backbone.encoder_folder and part.startswith("encoder."))
-    ]
+    head = backbone.head
+    assert head is not None  # noqa: S101 - a backbone that is trained has a decoder
+    frozen = backbone.encoder_folder
+
+    def own(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: value for name, value in named if not (frozen and name.startswith("encoder."))}
+
+    trained = own(backbone.named_parameters()).values()
     optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.learning_rate, recipe.steps, pct_start=0.1
     )
+    batches = _encoded if frozen else _fresh
     looks = {round(recipe.steps * (look + 1) / recipe.choices) for look in range(recipe.choices)}
-    best, chosen, losses = -1.0, backbone.state_dict(), []
+    best, chosen, losses = -1.0, own(backbone.state_dict().items()), []
     for step, (inputs, masks) in enumerate(batches(backbone, material, recipe, progress), start=1):
         backbone.train()
         with torch.autocast(masks.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            features = inputs if backbone.encoder_folder else backbone.encode(inputs[0])
-            logits = backbone.head(backbone.decode(features))
+            features = inputs if frozen else backbone.encode(inputs[0])
+            logits = head(backbone.decode(features))
         loss = segmentation_loss(logits.float(), masks)
         if not torch.isfinite(loss):
             raise RunError(f"pre-training: expected a finite loss, got {loss.item()} in step {step}")
@@ -215,31 +200,31 @@ def _fit(
             backbone.eval()
             dice = float(evaluate(backbone, material.validation, recipe.batch_size).mean())
             if dice > best:
-                best, chosen = dice, copy.deepcopy(backbone.state_dict())
+                best, chosen = dice, copy.deepcopy(own(backbone.state_dict().items()))
         progress(
             f"training, loss {losses[-1]:.3f}, best validation Dice {max(best, 0):.3f}", step, recipe.steps
         )
-    backbone.load_state_dict(chosen)
+    backbone.load_state_dict(chosen, strict=False)  # an encoder that was not trained is as it was
     return losses, best
 
 
-def _fresh(
-    backbone: SegmentationBackbone, material: Material, recipe: Recipe, progress: Progress
-) -> Iterator[Batch]:
+def _fresh(backbone: Backbone, material: Material, recipe: Recipe, progress: Progress) -> Iterator[Batch]:
     """Batches of preprocessed images, augmented anew in every step."""
     del progress
-    device = backbone.head.weight.device
+    device = next(backbone.parameters()).device
     rng = np.random.default_rng([recipe.seed, 0])
     for _ in range(recipe.steps):
         images, masks = material.batch(rng.integers(material.cases, size=recipe.batch_size), rng)
         yield (backbone.preprocess(images.to(device)),), masks.to(device)
 
 
-def _cached(
-    backbone: SegmentationBackbone, material: Material, recipe: Recipe, progress: Progress
-) -> Iterator[Batch]:
-    """Batches of features: a frozen encoder sees every augmented view once, before the first step."""
-    device = backbone.head.weight.device
+def _encoded(backbone: Backbone, material: Material, recipe: Recipe, progress: Progress) -> Iterator[Batch]:
+    """Batches of features, of which a frozen encoder made each before the first step.
+
+    It sees every augmented view once. Where the features of all views take too much, it sees new ones in
+    every step.
+    """
+    device = next(backbone.parameters()).device
     rng = np.random.default_rng([recipe.seed, 0])
     total = recipe.views * material.cases
     stores: list[Tensor] = []
@@ -247,10 +232,13 @@ def _cached(
     for start in range(0, total, recipe.batch_size):
         rows = np.arange(start, min(start + recipe.batch_size, total))
         images, labels = material.batch(rows % material.cases, rng)
-        with torch.no_grad():
-            features = backbone.encode(backbone.preprocess(images.to(device)))
-        if not stores:  # half precision: a thousand cases with eight views take 1.6 GB at 192 pixels
-            stores = [torch.empty((total, *feature.shape[1:]), dtype=torch.float16) for feature in features]
+        features = _features(backbone, backbone.preprocess(images.to(device)))
+        if not stores:
+            if sum(feature[0].numel() for feature in features) * total * _KEPT_AS.itemsize > _KEPT:
+                for (prepared,), truths in _fresh(backbone, material, recipe, progress):
+                    yield _features(backbone, prepared), truths
+                return
+            stores = [torch.empty((total, *feature.shape[1:]), dtype=_KEPT_AS) for feature in features]
         for store, feature in zip(stores, features, strict=True):
             store[start : start + len(rows)] = feature.cpu()
         masks[start : start + len(rows)] = labels.byte()
@@ -260,12 +248,11 @@ def _cached(
         yield tuple(store[drawn].float().to(device) for store in stores), masks[drawn].long().to(device)
 
 
+@torch.no_grad()
+def _features(backbone: Backbone, prepared: Tensor) -> Features:
+    return backbone.encode(prepared)
+
+
 def _named(dice: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     named = {f"dice_{name}": float(value) for name, value in zip(classes[1:], dice, strict=True)}
     return {"dice": float(dice.mean()), **named}
-
-
-def recipe_for(name: str, **changes: Any) -> Recipe:
-    """The default recipe of a backbone with the settings that are not None replaced."""
-    backbone_class(name)
-    return replace(RECIPES[name], **{key: value for key, value in changes.items() if value is not None})

@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "simulate": ("fedprompt.cli.simulate", "simulate", "Run a study over simulated sites on this machine."),
     "report": ("fedprompt.cli.report", "report", "Write a run directory as one HTML file."),
     "study": ("fedprompt.cli.study", "app", "Write and check study files."),
-    "backbone": ("fedprompt.cli.backbone", "app", "Pre-train and inspect frozen backbones."),
+    "backbone": ("fedprompt.cli.backbone", "app", "List, inspect, fetch and pre-train frozen backbones."),
 }
 
 

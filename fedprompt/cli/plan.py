@@ -12,13 +12,13 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedprompt.artifacts import write_json
-from fedprompt.config import Site, Study, load_study
+from fedprompt.config import PHANTOM_CLASSES, Site, Study, load_study
 from fedprompt.errors import ConfigurationError
 
-__all__ = ["BASELINES", "FEDERATION", "Engine", "Plan", "new_plan", "resumed_plan"]
+__all__ = ["BASELINES", "FEDERATION", "Engine", "Plan", "baseline", "new_plan", "resumed_plan"]
 
 Engine = Literal["inprocess", "ray"]
-BASELINES = ("frozen", "local", "fedavg", "fedprox", "fedadam", "fedlppa", "full-finetune")
+BASELINES = ("frozen", "head", "local", "fedavg", "fedprox", "fedadam", "fedlppa", "full-finetune")
 FEDERATION = "federation.json"
 
 _PLAN = "simulation.json"
@@ -57,7 +57,14 @@ class _Federation(BaseModel):
     sites: tuple[Site, ...]
 
 
-def new_plan(folder: Path, study: Study, data: Path | None, compare: Sequence[str], engine: Engine) -> Plan:
+def new_plan(
+    folder: Path,
+    study: Study,
+    data: Path | None,
+    compare: Sequence[str],
+    engine: Engine,
+    feature_cache: Path | None = None,
+) -> Plan:
     """Checks everything, then claims the run directory; without `data` the phantoms are written into it.
 
     Raises:
@@ -69,10 +76,15 @@ def new_plan(folder: Path, study: Study, data: Path | None, compare: Sequence[st
         if name not in BASELINES or name == study.strategy.name:
             known = ", ".join(b for b in BASELINES if b != study.strategy.name)
             raise ConfigurationError(f"compare: expected some of {known}, got {name!r}")
-    if data is None and study.classes != Study().classes:
+        try:
+            baseline(study, name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"compare: {name} does not fit this study ({error})") from None
+    phantoms = PHANTOM_CLASSES[study.task]
+    if data is None and study.classes != phantoms:
         raise ConfigurationError(
-            f"data: a study of {', '.join(study.classes[1:])} needs --data FOLDER; only the phantoms "
-            f"({', '.join(Study().classes[1:])}) come with fedprompt"
+            f"data: a study of {', '.join(study.classes)} needs --data FOLDER; only phantoms "
+            f"({', '.join(phantoms)}) come with fedprompt"
         )
     _check_engine(engine)
     if (folder / _PLAN).exists() or (folder / "study.toml").exists():
@@ -84,10 +96,26 @@ def new_plan(folder: Path, study: Study, data: Path | None, compare: Sequence[st
     if sites is None:
         from fedprompt.data.phantoms import write_phantoms
 
-        write_phantoms(folder / _PHANTOMS, study.seed)
+        write_phantoms(folder / _PHANTOMS, study.seed, task=study.task)
         sites = _checked_sites(folder / _PHANTOMS, study)
+    if feature_cache is not None:
+        sites = [site.model_copy(update={"feature_cache": feature_cache.resolve()}) for site in sites]
     write_json(folder / FEDERATION, {"sites": [site.model_dump(mode="json") for site in sites]})
     return Plan(folder, study, sites, names, engine)
+
+
+def baseline(study: Study, name: str) -> tuple[Study, int | None]:
+    """The study of a baseline: everything as in `study` but the strategy.
+
+    `frozen` trains no round; `head` trains no prompt, only the head on the frozen features, by fedavg.
+    """
+    strategy = {
+        "name": "fedavg" if name in ("frozen", "head") else name,
+        "max-weight": study.strategy.max_weight,
+    }
+    if name == "head":
+        return study.changed(strategy=strategy, prompts={}), None
+    return study.changed(strategy=strategy), 0 if name == "frozen" else None
 
 
 def resumed_plan(folder: Path, engine: Engine | None) -> Plan:
@@ -129,7 +157,8 @@ def _check_engine(engine: str) -> None:
 def _check_backbone(study: Study) -> None:
     from fedprompt.backbones import load_backbone
 
-    load_backbone(study.backbone, classes=len(study.classes))
+    backbone = load_backbone(study.backbone, task=study.task, classes=len(study.classes))
+    backbone.check_size(study.image.size)
 
 
 def _checked_sites(data: Path, study: Study) -> list[Site]:

@@ -6,6 +6,7 @@ import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -16,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedprompt.report.numerals import DASH, duration, metric, size
+from fedprompt.report.measures import LOSS, measures_of
+from fedprompt.report.numerals import DASH, duration, size
 
 __all__ = ["Progress"]
 
@@ -29,12 +31,21 @@ class Progress(AbstractContextManager["Progress"]):
 
     Args:
         phases: Number of runs.
+        task: Of the study: which metrics are shown.
         silent: Show nothing.
         stream: Where to write; standard error by default. A terminal gets a live display.
     """
 
-    def __init__(self, *, phases: int = 1, silent: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        phases: int = 1,
+        task: str = "segmentation",
+        silent: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
         self._phases = phases
+        self._measures = measures_of(task).headline
         self._silent = silent
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live: Live | None = None
@@ -48,8 +59,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._done = self._round = 0
         self._sites: dict[str, str] = {}  # by site: waiting, reported, dropped
         self._loss: float | None = None
-        self._dice: float | None = None
-        self._test: float | None = None
+        self._mean: dict[str, float] = {}  # validation metrics in the last round
+        self._test: dict[str, float] = {}
         self._up = self._down = 0.0
         self._seconds: list[float] = []
         self._doing = "waiting for sites"
@@ -119,27 +130,30 @@ class Progress(AbstractContextManager["Progress"]):
             case "round_finished":
                 return self._finished(event)
             case "evaluated":
-                self._test = event.get("mean", {}).get("dice")
+                self._test = event.get("mean", {})
             case "study_finished":
                 self._doing = event.get("status", "finished")
-                return f"{self._name}: {self._doing}, test Dice {metric('dice', self._test)}"
+                return f"{self._name}: {self._doing}, test {', '.join(self._scores(self._test))}"
         return None
 
     def _finished(self, event: dict[str, Any]) -> str:
         self._done, self._doing = event["round"], "evaluating on test cases"
-        self._loss, self._dice = event.get("loss"), event.get("mean", {}).get("dice")
+        self._loss, self._mean = event.get("loss"), event.get("mean", {})
         self._seconds.append(event.get("seconds", 0.0))
         left = self._left()
         parts = [
             f"{self._name}: round {self._done} of {self._rounds}",
             f"{event['sites']} sites",
-            f"loss {metric('loss', self._loss)}",
-            f"Dice {metric('dice', self._dice)}",
+            f"loss {LOSS.text(self._loss)}",
+            *self._scores(self._mean),
             f"{size(self._up)} up, {size(self._down)} down",
         ]
         if left:
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
+
+    def _scores(self, mean: dict[str, float]) -> list[str]:
+        return [f"{measure.label} {measure.text(mean.get(measure.key))}" for measure in self._measures]
 
     def _left(self) -> float | None:
         """Seconds until the last round of this phase, by the median of its rounds."""
@@ -173,15 +187,19 @@ class Progress(AbstractContextManager["Progress"]):
                 )
             numbers = Text.assemble(
                 ("loss ", "dim"),
-                metric("loss", self._loss),
-                ("   validation Dice ", "dim"),
-                (metric("dice", self._dice), "bold"),
+                LOSS.text(self._loss),
+                *self._validation(),
                 ("   up ", "dim"),
                 size(self._up),
                 ("   down ", "dim"),
                 size(self._down),
             )
             return Group(bars, numbers, self._marks())
+
+    def _validation(self) -> Iterator[tuple[str, str]]:
+        for measure in self._measures:
+            yield f"   validation {measure.label} ", "dim"
+            yield measure.text(self._mean.get(measure.key)), "bold"
 
     def _remaining(self) -> Text:
         left = self._left()

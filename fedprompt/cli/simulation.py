@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedprompt.artifacts import read_json, write_json
-from fedprompt.cli.plan import FEDERATION, Plan
+from fedprompt.cli.plan import FEDERATION, Plan, baseline
 from fedprompt.config import Study
 from fedprompt.errors import RunError
 
@@ -51,7 +51,7 @@ def simulate_study(plan: Plan, progress: OnProgress) -> dict[str, Any]:
     for name in plan.compare:
         folder = plan.folder / "baselines" / name
         write_json(folder / FEDERATION, read_json(plan.folder / FEDERATION))
-        study, rounds = _baseline(plan.study, name)
+        study, rounds = baseline(plan.study, name)
         found = _phase(plan, name, folder, study, rounds, progress)
         kept = ("status", "mean", "sites", "bytes", "seconds", "parameters")
         summary["baselines"][name] = {key: found[key] for key in kept}
@@ -70,12 +70,6 @@ def _log_to(path: Path) -> None:
     log = logging.getLogger("fedprompt")
     log.addHandler(handler)
     log.propagate = False
-
-
-def _baseline(study: Study, name: str) -> tuple[Study, int | None]:
-    """The study of a baseline: everything as in `study` but the strategy; `frozen` trains no round."""
-    strategy = {"name": "fedavg" if name == "frozen" else name, "max-weight": study.strategy.max_weight}
-    return study.changed(strategy=strategy), 0 if name == "frozen" else None
 
 
 def _phase(

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedprompt.config import Study, load_study
-from fedprompt.config_template import study_toml
+from fedprompt.config import Study, load_study, study_from_mapping
+from fedprompt.config.template import study_toml
 from fedprompt.errors import ConfigurationError
 
 __all__ = ["app"]
@@ -25,17 +25,23 @@ app = typer.Typer(
 @app.command()
 def new(
     file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("study.toml"),
+    task: Annotated[str, typer.Option(help="segmentation or classification.")] = "segmentation",
+    backbone: Annotated[
+        str, typer.Option(help="Backbone family; `fedprompt backbone list` shows them.")
+    ] = "embedded-unet",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a study file with every setting, its meaning and its default."""
     from fedprompt.artifacts import write_atomic
+
+    study = study_from_mapping({"task": task, "backbone": {"name": backbone}}, "study new")
 
     if file.is_dir():
         raise ConfigurationError(f"{file}: expected a file to write, got a folder")
     if file.exists() and not force:
         raise ConfigurationError(f"{file}: there is such a file; --force replaces it")
     try:
-        write_atomic(file, study_toml(Study()).encode())
+        write_atomic(file, study_toml(study).encode())
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be written ({error.strerror})") from error
     print(f"wrote {file}; edit it, then `fedprompt study check {file}`")
@@ -76,8 +82,15 @@ def summary(study: Study) -> dict[str, str]:
         "study": f"{study.name}, seed {study.seed}",
         "task": f"{study.task}: {', '.join(study.classes)}",
         "images": f"{study.image.size} × {study.image.size} pixels",
-        "backbone": str(study.backbone.folder or study.backbone.name)
-        + (f", {fixed[:12]}..." if fixed else ""),
+        "backbone": ", ".join(
+            str(part)
+            for part in (
+                study.backbone.name,
+                study.backbone.folder or study.backbone.hub,
+                f"{fixed[:12]}..." if fixed else None,
+            )
+            if part
+        ),
         "prompts": ", ".join(prompts) or "none",
         "strategy": f"{study.strategy.name} ({', '.join(options)})",
         "rounds": f"{study.rounds.count}, quorum {study.rounds.quorum}, deadline {study.rounds.deadline:g} s",

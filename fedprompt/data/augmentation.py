@@ -9,7 +9,9 @@ from scipy import ndimage
 
 from fedprompt.data.images import UNLABELLED
 
-__all__ = ["augmented"]
+__all__ = ["VERSION", "augmented"]
+
+VERSION = 1  # changes with what the same arguments give: features on disk must not outlive it
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
 

@@ -1,4 +1,4 @@
-"""A site's table of cases: `cases.csv` with the columns image, mask, split, patient."""
+"""A site's table of cases: `cases.csv` with the columns image, mask or label, split, patient."""
 
 from __future__ import annotations
 
@@ -13,34 +13,44 @@ from fedprompt.errors import DataError
 __all__ = ["Case", "read_cases"]
 
 TABLE = "cases.csv"
-COLUMNS = ("image", "mask", "split", "patient")
+COLUMNS = {
+    "segmentation": ("image", "mask", "split", "patient"),
+    "classification": ("image", "label", "split", "patient"),
+}
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image with its annotation.
+    """One image with its annotation: a mask in segmentation, a label in classification.
 
     Attributes:
         id: Path of the image relative to the site's folder, with forward slashes.
         image: Absolute path of the image.
-        mask: Absolute path of the mask.
+        mask: Absolute path of the mask; None in classification.
         split: `train`, `val` or `test`.
         patient: Groups the cases of one person; the id where the table leaves it empty.
+        label: Name of the class; None in segmentation.
     """
 
     id: str
     image: Path
-    mask: Path
+    mask: Path | None
     split: str
     patient: str
+    label: str | None = None
 
 
-def read_cases(folder: Path) -> list[Case]:
+def read_cases(folder: Path, task: str = "segmentation") -> list[Case]:
     """Reads and checks `folder/cases.csv`; the cases come in the order of the table.
 
+    Args:
+        folder: Of the site.
+        task: `segmentation` or `classification`, which decides the columns. Whether a label is a class of
+            the study is for `fedprompt.data.samples` to say.
+
     Raises:
-        DataError: There is no table, its columns are not the expected ones, a line is incomplete, names a
+        DataError: There is no table, its columns are not those of the task, a line is incomplete, names a
             file that is missing or lies outside of the folder, a split that does not exist or an image that
             an earlier line has; a patient is in two splits; or the site is empty.
     """
@@ -48,17 +58,20 @@ def read_cases(folder: Path) -> list[Case]:
     root = folder.resolve()
     cases: list[Case] = []
     lines: dict[Path, int] = {}
-    for line, row in _rows(table):
+    for line, row in _rows(table, task):
         where = f"{table} line {line}"
         if row["split"] not in SPLITS:
             raise DataError(f"{where}: split: expected train, val or test, got {row['split']!r}")
         image = _inside(root, row["image"], f"{where}: image")
-        mask = _inside(root, row["mask"], f"{where}: mask")
+        label = row.get("label")
+        if label == "":
+            raise DataError(f"{where}: label: expected the name of a class, got nothing")
+        mask = None if label else _inside(root, row["mask"], f"{where}: mask")
         if image in lines:
             raise DataError(f"{where}: image {row['image']!r} is already on line {lines[image]}")
         lines[image] = line
         name = PurePosixPath(row["image"]).as_posix()
-        cases.append(Case(name, image, mask, row["split"], row["patient"] or name))
+        cases.append(Case(name, image, mask, row["split"], row["patient"] or name, label))
     splits: dict[str, str] = {}
     for case in cases:
         if splits.setdefault(case.patient, case.split) != case.split:
@@ -71,7 +84,7 @@ def read_cases(folder: Path) -> list[Case]:
     return cases
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(table: Path, task: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and stripped values of every line that is not blank."""
     try:
         text = table.read_text(encoding="utf-8-sig")
@@ -82,9 +95,12 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        if sorted(header) != sorted(COLUMNS):
+        if sorted(header) != sorted(COLUMNS[task]):
             got = ",".join(header) or "nothing"
-            raise DataError(f"{table}: expected the columns {','.join(COLUMNS)}, got {got}")
+            fits = [f" ({other})" for other, names in COLUMNS.items() if sorted(header) == sorted(names)]
+            raise DataError(
+                f"{table}: expected the columns {','.join(COLUMNS[task])} ({task}), got {got}{''.join(fits)}"
+            )
         for values in reader:
             if not any(value.strip() for value in values):
                 continue

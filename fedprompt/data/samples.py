@@ -10,8 +10,8 @@ from PIL import Image
 
 from fedprompt.config import Site, Study
 from fedprompt.data.annotations import draw_annotation
-from fedprompt.data.cases import Case
-from fedprompt.data.images import UNLABELLED, read_mask, read_picture
+from fedprompt.data.cases import TABLE, Case
+from fedprompt.data.images import UNLABELLED, Picture, read_mask, read_picture
 from fedprompt.errors import DataError
 
 __all__ = ["Sample", "SiteCases", "load_sample", "split_cases"]
@@ -24,18 +24,20 @@ class Sample:
     Attributes:
         case: Where it comes from.
         image: float32 (3, S, S) in 0 to 1.
-        annotation: uint8 (S, S), what training sees; 255 is unlabelled.
-        truth: uint8 (H, W) in the resolution of the file, what evaluation sees.
-        spacing: Row and column spacing of `truth` in mm; (1.0, 1.0) where nobody knows it, so in pixels.
+        annotation: uint8 (S, S), what training sees; 255 is unlabelled. None in classification.
+        truth: uint8 (H, W) in the resolution of the file, what evaluation sees. None in classification.
+        spacing: Row and column spacing of the file in mm; (1.0, 1.0) where nobody knows it, so in pixels.
         sha256: Hash of the image file's bytes.
+        label: Class number in classification, None in segmentation.
     """
 
     case: Case
     image: np.ndarray
-    annotation: np.ndarray
-    truth: np.ndarray
+    annotation: np.ndarray | None
+    truth: np.ndarray | None
     spacing: tuple[float, float]
     sha256: str
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,35 +79,47 @@ def load_sample(case: Case, site: Site, study: Study, *, simulate: bool) -> Samp
     Args:
         case: The case.
         site: Gives the annotation kind, and the spacing of images that carry none.
-        study: Gives image size, classes and seed.
+        study: Gives task, image size, classes and seed.
         simulate: A train mask without unlabelled pixels is a full one: draw the site's annotation kind from
             it, in the resolution of the file, always the same for the study's seed and the case's id.
 
     Raises:
-        DataError: Image or mask cannot be read, or they differ in size.
+        DataError: Image or mask cannot be read, they differ in size, or the label is no class of the study.
     """
     picture = read_picture(case.image)
-    truth = read_mask(case.mask, len(study.classes))
-    if truth.shape != picture.array.shape[:2]:
-        raise DataError(
-            f"{case.mask}: expected {_size(picture.array)} pixels as in {case.image}, got {_size(truth)}"
-        )
+    side = study.image.size
+    image = np.stack([_resized(channel, side, smooth=True) for channel in np.moveaxis(picture.array, 2, 0)])
+    spacing = picture.spacing or site.pixel_spacing or (1.0, 1.0)
+    if study.task == "classification":
+        return Sample(case, image, None, None, spacing, picture.sha256, _class_number(case, site, study))
+    truth = _truth(case, picture, study)
     annotation = truth
     if simulate and case.split == "train" and not (truth == UNLABELLED).any():
         key = hashlib.sha256(f"{study.seed} {case.id}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(key[:16], "little"))
         annotation = draw_annotation(truth, site.annotation, rng)
-    side = study.image.size
-    return Sample(
-        case=case,
-        image=np.stack(
-            [_resized(channel, side, smooth=True) for channel in np.moveaxis(picture.array, 2, 0)]
-        ),
-        annotation=_resized(annotation, side, smooth=False),
-        truth=truth,
-        spacing=picture.spacing or site.pixel_spacing or (1.0, 1.0),
-        sha256=picture.sha256,
-    )
+    return Sample(case, image, _resized(annotation, side, smooth=False), truth, spacing, picture.sha256)
+
+
+def _class_number(case: Case, site: Site, study: Study) -> int:
+    if case.label not in study.classes:
+        raise DataError(
+            f"{site.data / TABLE}: {case.id}: label {case.label!r} is no class of the study "
+            f"({', '.join(study.classes)})"
+        )
+    return study.classes.index(case.label)
+
+
+def _truth(case: Case, picture: Picture, study: Study) -> np.ndarray:
+    """The mask of a case, as large as its image."""
+    if case.mask is None:
+        raise DataError(f"{case.image}: expected a mask, as the study's task is {study.task}, got a label")
+    truth = read_mask(case.mask, len(study.classes))
+    if truth.shape != picture.array.shape[:2]:
+        raise DataError(
+            f"{case.mask}: expected {_size(picture.array)} pixels as in {case.image}, got {_size(truth)}"
+        )
+    return truth
 
 
 def _resized(plane: np.ndarray, side: int, *, smooth: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
@@ -28,16 +29,22 @@ class Prompt(nn.Module, ABC):
     """A small tensor module on a frozen backbone.
 
     Class attributes:
-        scope: Scope of all its tensors unless a strategy says otherwise.
+        scope: Scope of its tensors unless `scopes` or a strategy says otherwise.
+        scopes: Scope of the tensors whose name begins with a key.
         injection: Where it enters.
     """
 
     scope: ClassVar[Scope]
+    scopes: ClassVar[Mapping[str, Scope]] = {}
     injection: ClassVar[InjectionPoint]
 
     @abstractmethod
     def reset(self, generator: torch.Generator) -> None:
         """Draws the initial values. With all prompts at them, the model equals the frozen backbone."""
+
+    def scope_of(self, name: str) -> Scope:
+        """Scope of the tensor `name` of this module."""
+        return next((scope for start, scope in self.scopes.items() if name.startswith(start)), self.scope)
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:

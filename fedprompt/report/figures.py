@@ -1,4 +1,4 @@
-"""Curves, dots and the heat map of a report as inline SVG that takes the colour of the page's text."""
+"""Curves, dots, reliability and the heat map of a report as inline SVG in the colour of the page's text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedprompt.report.history import Numbers
 
-__all__ = ["MOST_LINES", "affinity_map", "curves", "site_dots"]
+__all__ = ["MOST_LINES", "affinity_map", "curves", "reliability", "site_dots"]
 
 MOST_LINES = 8  # sites with a line of their own; more become a band
 INK = "#123456"  # stands for the text colour of the page
@@ -114,6 +115,51 @@ def site_dots(name: str, runs: Mapping[str, Numbers], *, label: str) -> str:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=5, columnspacing=1.2)
         return _svg(figure, name, f"{label} of every site and strategy")
+
+
+def reliability(
+    name: str,
+    sites: Mapping[str, Sequence[tuple[float, float, int]]],
+    pooled: Sequence[tuple[float, float, int]],
+) -> str:
+    """How often predictions are right against how sure the model was; the diagonal is what should be.
+
+    Args:
+        name: Prefix of the ids in the SVG.
+        sites: Per site its bins (mean confidence, share of right predictions, cases) as dots whose area grows
+            with the cases. More than `MOST_LINES` sites share one colour.
+        pooled: The bins over the cases of all sites, as a line.
+    """
+    most = max(cases for bins in sites.values() for _, _, cases in bins)
+    alike = len(sites) > MOST_LINES
+    with _style(name):
+        figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+        axes = figure.subplots()
+        _quiet(axes)
+        axes.plot([0, 1], [0, 1], color=INK, lw=1, ls="--", alpha=0.6, zorder=1)
+        for position, (site, bins) in enumerate(sites.items()):
+            axes.scatter(
+                *_columns([(confidence, accuracy) for confidence, accuracy, _ in bins]),
+                s=[10 + 90 * cases / max(most, 1) for _, _, cases in bins],
+                marker=MARKERS[0 if alike else position],
+                color=COLOURS[0 if alike else position],
+                alpha=0.4 if alike else 0.75,
+                linewidths=0,
+                label=_short(site) if not alike else "_" if position else "each site",
+                zorder=2,
+            )
+        points = [(confidence, accuracy) for confidence, accuracy, _ in pooled]
+        axes.plot(*_columns(points), color=INK, lw=2, label="all cases", zorder=3)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_aspect("equal")
+        axes.set_xlabel("confidence: probability of the prediction")
+        axes.set_ylabel("share of right predictions")
+        legend = figure.legend(loc="outside upper left", ncols=5, handletextpad=0.4, columnspacing=1.2)
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([40])  # in the figure a dot's area tells its cases
+        return _svg(figure, name, "Reliability of the probabilities")
 
 
 def affinity_map(name: str, weights: Mapping[str, Numbers]) -> str:

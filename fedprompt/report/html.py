@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,18 @@ from PIL import Image
 
 from fedprompt import __version__
 from fedprompt.report import numerals
-from fedprompt.report.figures import affinity_map, curves, site_dots
+from fedprompt.report.figures import affinity_map, curves, reliability, site_dots
+from fedprompt.report.measures import LOSS, measures_of
 from fedprompt.report.pictures import TILES, class_colours
-from fedprompt.report.reader import Overlay, Run
+from fedprompt.report.reader import Run
+from fedprompt.report.site_files import Confusion, Overlay, pooled
+from fedprompt.report.tables import MatrixRow, comparison, key_figures, matrix_rows, site_columns, site_rows
 
 __all__ = ["render"]
 
-MOST_COLUMNS = 8  # sites with a column of their own in the comparison
-MOST_DOTS = 24  # sites with a row in the dot plot and in the affinity map
+MOST_DOTS = 24  # sites with a row in the dot plot and in the affinity map, or a confusion matrix
+MOST_CLASSES = 16  # in a confusion matrix
 PICTURE_BYTES = 3_000_000  # all pictures of a report together
-METRICS = {"dice": "Dice", "hd95": "HD95", "assd": "ASSD"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table."""
-
-    text: str
-    best: bool = False
 
 
 def render(run: Run) -> str:
@@ -44,19 +37,25 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": numerals.count, "metric": numerals.metric, "dash": _dash}
-    columns, rows = _comparison([run, *run.baselines])
+    environment.filters |= {"count": numerals.count, "fraction": _fraction, "dash": _dash}
+    measures = measures_of(run.task)
+    columns, rows = comparison([run, *run.baselines], measures)
     gallery, left_out = _gallery(run)
+    matrices, hidden = _matrices(run)
     return environment.get_template("report.html.j2").render(
         run=run,
         version=__version__,
+        measures=measures,
         lead=_lead(run),
-        key_figures=list(_key_figures(run)),
+        key_figures=list(key_figures(run)),
         columns=columns,
         rows=rows,
+        rounds=[(Markup(svg), caption) for svg, caption in _rounds(run)],  # noqa: S704 - drawn here
         figures={name: Markup(svg) for name, svg in _figures(run)},  # noqa: S704 - drawn here
-        site_columns=_site_columns(run),
-        site_rows=list(_site_rows(run)),
+        site_columns=site_columns(run),
+        site_rows=list(site_rows(run)),
+        matrices=matrices,
+        hidden_matrices=hidden,
         gallery=gallery,
         left_out=left_out,
         tiles=TILES,
@@ -67,6 +66,10 @@ def render(run: Run) -> str:
 
 def _dash(value: Any) -> str:
     return numerals.DASH if value is None or value == "" else str(value)
+
+
+def _fraction(value: float | None) -> str:
+    return numerals.DASH if value is None else f"{value:.2f}"
 
 
 def _lead(run: Run) -> str:
@@ -84,84 +87,40 @@ def _lead(run: Run) -> str:
     return f"{text}, {run.status}{f': {run.reason}' if run.reason else ''}."
 
 
-def _key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    """Number, what it is, and what it stands beside."""
-    dice = run.mean.get("dice")
-    if dice is None:
-        dice = _last([entry.mean.get("dice") for entry in run.rounds])
-        yield numerals.metric("dice", dice), "mean validation Dice", "in the last round; no test yet"
-    else:
-        yield numerals.metric("dice", dice), "mean test Dice", f"over {len(run.sites)} sites"
-        for baseline in run.baselines:
-            other = baseline.mean.get("dice")
-            gained = None if other is None else dice - other
-            yield numerals.difference(gained), f"Dice against {baseline.name}", numerals.metric("dice", other)
-    trained = [run.parameters.get(scope) for scope in ("shared", "site", "personal")]
-    total = sum(part for part in trained if part is not None) if run.parameters else None
-    backbone = run.parameters.get("backbone")
-    of = f"{numerals.count(total)} of {numerals.count(backbone)} parameters"
-    yield numerals.share(total, backbone), "trained, of the backbone", of
-    in_all = "" if run.bytes_total is None else f", {numerals.size(run.bytes_total)} in all"
-    yield numerals.size(run.up), "up per site and round", f"{numerals.size(run.down)} down{in_all}"
-    in_all = "" if run.seconds is None else f"{numerals.duration(run.seconds)} in all"
-    yield numerals.duration(run.seconds_per_round), "per round", in_all
+def _rounds(run: Run) -> Iterator[tuple[str, str]]:
+    """Curves over the rounds and their captions: what the sites' validation cases tell, then the loss."""
+    for measure in measures_of(run.task).headline:
+        caption = f"Validation {measure.label} per site and round."
+        yield from _curve(run, measure.key, f"validation {measure.label}", caption)
+    caption = "Training loss per site and round, mean over the local steps."
+    yield from _curve(run, LOSS.key, "training loss", caption)
 
 
-def _comparison(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[Run, list[Cell]]]]:
-    """Columns (heading, note) and per run the cells; the best of every column is marked."""
-    sites = list(dict.fromkeys(site for run in runs for site in run.sites))
-    shown = sites if len(sites) <= MOST_COLUMNS else []
-    columns = [("Dice", "mean"), ("HD95", "mean"), ("ASSD", "mean")]
-    columns += [(site, "Dice") for site in shown] or [("worst", "Dice")]
-    columns.append(("bytes", "per site and round"))
-    values: list[list[tuple[str, float | None]]] = []
-    for run in runs:
-        row = [(name, run.mean.get(name)) for name in METRICS]
-        dice = {site: result.metrics.get("dice") for site, result in run.sites.items()}
-        row += [("dice", dice.get(site)) for site in shown]
-        if not shown:
-            row.append(("dice", min((value for value in dice.values() if value is not None), default=None)))
-        known = [value for value in (run.up, run.down) if value is not None]
-        row.append(("bytes", sum(known) if known else None))
-        values.append(row)
-    rows = []
-    for run, row in zip(runs, values, strict=True):
-        cells = []
-        for column, (name, value) in enumerate(row):
-            rivals = [other[column][1] for other in values]
-            best = name != "bytes" and len(runs) > 1 and _is_best(name, value, rivals)
-            text = numerals.size(value) if name == "bytes" else numerals.metric(name, value)
-            cells.append(Cell(text, best))
-        rows.append((run, cells))
-    return columns, rows
-
-
-def _is_best(name: str, value: float | None, rivals: Sequence[float | None]) -> bool:
-    """Whether no rival reads as better, and at least one as worse."""
-    known = [rival for rival in rivals if rival is not None]
-    if value is None:
-        return False
-    best = min(known) if name.startswith(numerals.LOWER_IS_BETTER) else max(known)
-    shown = {numerals.metric(name, rival) for rival in known}
-    return len(shown) > 1 and numerals.metric(name, value) == numerals.metric(name, best)
+def _curve(run: Run, key: str, label: str, caption: str) -> Iterator[tuple[str, str]]:
+    lines = {site: _values(run, key, site) for site in run.sites}
+    lines = {site: points for site, points in lines.items() if points}
+    mean = _values(run, key, None)
+    if lines or mean:
+        yield curves(f"curve-{key}", lines, mean, label=label), caption
 
 
 def _figures(run: Run) -> Iterator[tuple[str, str]]:
-    for name, label in (("dice", "validation Dice"), ("loss", "training loss")):
-        lines = {site: _values(run, name, site) for site in run.sites}
-        lines = {site: points for site, points in lines.items() if points}
-        mean = _values(run, name, None)
-        if lines or mean:
-            yield name, curves(f"curve-{name}", lines, mean, label=label)
+    primary = measures_of(run.task).primary
     scores = {
         each.name: {
-            site: result.metrics["dice"] for site, result in each.sites.items() if "dice" in result.metrics
+            site: result.metrics[primary.key]
+            for site, result in each.sites.items()
+            if primary.key in result.metrics
         }
         for each in [run, *run.baselines]
     }
-    scores = {name: dice for name, dice in scores.items() if dice}
+    scores = {name: found for name, found in scores.items() if found}
     if scores and len(run.sites) <= MOST_DOTS:
-        yield "sites", site_dots("dots", scores, label="test Dice")
+        yield "sites", site_dots("dots", scores, label=f"test {primary.label}")
+    found = {site: result.confusion for site, result in run.sites.items() if result.confusion is not None}
+    bins = {site: matrix.reliability for site, matrix in found.items() if matrix.reliability}
+    if bins:
+        yield "reliability", reliability("reliability", bins, pooled(bins.values()))
     affinity = next((entry.affinity for entry in reversed(run.rounds) if entry.affinity), None)
     if affinity and len(affinity) <= MOST_DOTS:
         yield "affinity", affinity_map("affinity", affinity)
@@ -171,14 +130,14 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _values(run: Run, name: str, site: str | None) -> list[tuple[int, float]]:
-    """(round, value) of a site, or of the mean: Dice of the received tensors, or the training loss."""
+    """(round, value) of a site, or of the mean: a metric of the received tensors, or the training loss."""
     points = []
     for entry in run.rounds:
         if site is None:
-            value = entry.loss if name == "loss" else entry.mean.get(name)
+            value = entry.loss if name == LOSS.key else entry.mean.get(name)
         elif site in entry.sites:
             report = entry.sites[site]
-            value = report.loss if name == "loss" else report.metrics.get(name)
+            value = report.loss if name == LOSS.key else report.metrics.get(name)
         else:
             continue
         if value is not None:
@@ -186,27 +145,12 @@ def _values(run: Run, name: str, site: str | None) -> list[tuple[int, float]]:
     return points
 
 
-def _site_columns(run: Run) -> list[tuple[str, list[str]]]:
-    """Per metric its heading and keys: the mean and, for several classes, each of them."""
-    classes = list(run.classes[1:]) if len(run.classes) > 2 else []
-    found = {name for result in run.sites.values() for name in result.metrics}
-    return [
-        (heading, [metric, *(f"{metric}_{name}" for name in classes if f"{metric}_{name}" in found)])
-        for metric, heading in METRICS.items()
-    ]
-
-
-def _site_rows(run: Run) -> Iterator[tuple[str, str, list[str], list[str]]]:
-    """Site, annotation, cases per split, metrics."""
-    keys = [key for _, names in _site_columns(run) for key in names]
-    for site, result in run.sites.items():
-        cases = [numerals.count(result.cases.get(split)) for split in ("train", "val", "test")]
-        yield (
-            site,
-            result.annotation or numerals.DASH,
-            cases,
-            [numerals.metric(key, result.metrics.get(key)) for key in keys],
-        )
+def _matrices(run: Run) -> tuple[list[tuple[str, Confusion, list[MatrixRow]]], int]:
+    """Per site its confusion matrix and the rows of it, and how many there is no room for."""
+    found = {site: result.confusion for site, result in run.sites.items() if result.confusion is not None}
+    fitting = {site: matrix for site, matrix in found.items() if len(matrix.classes) <= MOST_CLASSES}
+    shown = list(fitting.items())[:MOST_DOTS]
+    return [(site, matrix, matrix_rows(matrix)) for site, matrix in shown], len(found) - len(shown)
 
 
 def _gallery(run: Run) -> tuple[list[tuple[str, str, list[tuple[Overlay, str]]]], int]:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["DASH", "count", "difference", "duration", "metric", "share", "size"]
+__all__ = ["DASH", "count", "difference", "duration", "share", "size"]
 
 DASH = "–"
-LOWER_IS_BETTER = ("hd95", "assd")
-
-
-def metric(name: str, value: float | None) -> str:
-    """Dice and losses with three digits, distances with one or two, others with three significant ones."""
-    if value is None:
-        return DASH
-    if name.startswith(("dice", "loss")):
-        return f"{value:.3f}"
-    if name.startswith(LOWER_IS_BETTER):
-        return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    return f"{value:.3g}"
 
 
 def difference(value: float | None) -> str:
-    """A signed difference of Dice."""
+    """A signed difference of two fractions, such as two Dice."""
     return DASH if value is None else f"{value:+.3f}".replace("-", "−")
 
 

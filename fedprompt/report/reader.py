@@ -21,30 +21,27 @@ from fedprompt.report.history import (
     numbers,
     read_history,
 )
+from fedprompt.report.site_files import Confusion, Overlay, read_confusion, read_overlays
 
-__all__ = ["Overlay", "Run", "SiteResult", "read_run"]
+__all__ = ["Run", "SiteResult", "read_run"]
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Overlay:
-    """One picture panel of a site."""
-
-    path: Path
-    case: str
-    dice: float | None
-
-
-@dataclass(frozen=True)
 class SiteResult:
-    """One site of a run: its cases per split, how its masks are drawn, test metrics and pictures."""
+    """One site of a run: its cases per split, how its masks are drawn, test metrics and what it keeps.
+
+    `labels` are its train cases per class, where the task has one class per case.
+    """
 
     id: str
     cases: Numbers = field(default_factory=dict)
+    labels: Numbers = field(default_factory=dict)
     annotation: str = ""
     metrics: Numbers = field(default_factory=dict)
     overlays: tuple[Overlay, ...] = ()
+    confusion: Confusion | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Run:
     reason: str
     started: str
     seed: int | None
+    task: str
     classes: tuple[str, ...]
     rounds_planned: int | None
     rounds: tuple[Round, ...]
@@ -165,6 +163,7 @@ def _run(
         reason=_first(summary.get("reason"), history.end.get("reason")),
         started=history.first_time,
         seed=_whole(summary.get("seed"), history.start.get("seed"), study.get("seed")),
+        task=_first(summary.get("task"), study.get("task")),
         classes=tuple(str(c) for c in summary.get("classes") or study.get("classes") or ()),
         rounds_planned=None if planned is None else int(planned),
         rounds=history.rounds,
@@ -193,33 +192,20 @@ def _sites(
     told, tested = mapping(summary.get("sites")), mapping(history.evaluated.get("sites"))
     sites = {}
     for site in sorted({*told, *history.joined, *tested}):
-        entry = mapping(told.get(site)) or history.joined.get(site, {})
+        joined = history.joined.get(site, {})
+        entry = mapping(told.get(site)) or joined
+        pictures = folder / "sites" / site / "pictures"
+        kept = Path(site).name == site  # else the id leads out of the run
         sites[site] = SiteResult(
             id=site,
             cases=numbers(entry.get("cases")),
+            labels=numbers(entry.get("labels")) or numbers(joined.get("labels")),
             annotation=_first(entry.get("annotation")),
             metrics=numbers(entry.get("metrics")) or numbers(tested.get(site)),
-            overlays=_overlays(folder / "sites" / site / "pictures", site, notes),
+            overlays=read_overlays(pictures, site, notes) if kept else (),
+            confusion=read_confusion(pictures, site, notes) if kept else None,
         )
     return sites
-
-
-def _overlays(folder: Path, site: str, notes: list[str]) -> tuple[Overlay, ...]:
-    if Path(site).name != site or not (folder / "pictures.json").exists():
-        return ()
-    try:
-        listed = read_json(folder / "pictures.json")
-        entries = [
-            Overlay(folder / Path(str(entry["file"])).name, str(entry["case"]), number(entry.get("dice")))
-            for entry in listed
-        ]
-    except (DataError, KeyError, TypeError, AttributeError):
-        notes.append(f"The list of pictures of site {site} is damaged.")
-        return ()
-    missing = sum(not overlay.path.is_file() for overlay in entries)
-    if missing:
-        notes.append(f"{missing} of {len(entries)} pictures of site {site} are missing.")
-    return tuple(overlay for overlay in entries if overlay.path.is_file())
 
 
 def _baselines(folder: Path, told: dict[str, Any], notes: list[str]) -> tuple[Run, ...]:
@@ -253,6 +239,7 @@ def _untraced(name: str, told: dict[str, Any]) -> Run:
         reason="",
         started="",
         seed=None,
+        task="",
         classes=(),
         rounds_planned=None,
         rounds=(),

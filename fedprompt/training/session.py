@@ -13,18 +13,28 @@ from fedprompt.contract import CaseCounts
 from fedprompt.data.cases import read_cases
 from fedprompt.data.samples import split_cases
 from fedprompt.manifest import Arrays, Scope
-from fedprompt.models import PromptedSegmenter, study_manifest
-from fedprompt.training.evaluation import evaluate_cases, write_pictures
-from fedprompt.training.local import Trained, load_arrays, train_round, trained_arrays
-from fedprompt.training.material import Material, Workspace
-from fedprompt.training.metrics import mean_metrics
+from fedprompt.models import (
+    PromptedClassifier,
+    PromptedModel,
+    PromptedSegmenter,
+    build_model,
+    study_manifest,
+)
+from fedprompt.training.classification import ClassificationObjective
+from fedprompt.training.classification_evaluation import evaluate_classification
+from fedprompt.training.classification_losses import log_prior
+from fedprompt.training.local import Objective, Trained, load_arrays, train_round, trained_arrays
+from fedprompt.training.material import Material
 from fedprompt.training.sampling import draw_batches, round_seed
+from fedprompt.training.segmentation import SegmentationObjective
+from fedprompt.training.segmentation_evaluation import evaluate_segmentation
+from fedprompt.training.workspace import Workspace
 
 __all__ = ["Session"]
 
 
 class Session:
-    """Trains and evaluates one site. No model is held between calls.
+    """Trains and evaluates one site. Beside the initial model, none is held between calls.
 
     Args:
         study: The study.
@@ -46,17 +56,18 @@ class Session:
         self._study = study
         self._site = site
         self._workspace = workspace
-        cases = split_cases(read_cases(site.data), study.training.validation, study.seed)
+        cases = split_cases(read_cases(site.data, study.task), study.training.validation, study.seed)
         self.counts = CaseCounts(train=len(cases.train), val=len(cases.val), test=len(cases.test))
+        initial = self._model()
         self._material = Material(
             study,
             site,
             workspace,
             {"train": cases.train, "val": cases.val, "test": cases.test},
+            initial,
             simulate=simulate,
-            encoded=study.strategy.name != "full-finetune",
         )
-        self.manifest = study_manifest(self._model(), study.strategy)
+        self.manifest = study_manifest(initial, study.strategy)
         self.fingerprint = workspace.fingerprint
         self.parameters = {"backbone": sum(p.numel() for p in workspace.backbone.parameters())} | {
             scope.value: self.manifest.select(scope).size()
@@ -71,7 +82,7 @@ class Session:
         """One local round from `arrays` (every trained tensor) and the optimiser state of the last one.
 
         Raises:
-            RunError: The loss is not finite.
+            RunError: The loss is not finite, or the accelerator's memory too small.
         """
         model = self._model()
         load_arrays(model, arrays)
@@ -84,37 +95,54 @@ class Session:
             settings.batch_size,
             np.random.default_rng(seed),
         )
-        return train_round(
-            model,
-            self._material.view,
-            batches,
-            self._study,
-            round=round,
-            optimiser=optimiser,
-            peers_row=peers.get("prompts.data_aware.row"),
-            anchored=self.manifest.select(Scope.SHARED).names(),
-            generator=torch.Generator().manual_seed(seed),
-        )
+        with self._workspace.precision.memory(settings.batch_size):
+            return train_round(
+                model,
+                self._objective(model, round, peers, seed),
+                batches,
+                self._study,
+                round=round,
+                optimiser=optimiser,
+                anchored=self.manifest.select(Scope.SHARED).names(),
+                precision=self._workspace.precision,
+            )
 
     def evaluate(
         self, arrays: Arrays, *, split: Literal["val", "test"], pictures: Path | None = None
     ) -> dict[str, float]:
-        """Mean metrics over the cases of a split; `pictures` is a folder of this site for overlays."""
+        """Metrics over the cases of a split; `pictures` is a folder of this site for what it keeps."""
         model = self._model()
         load_arrays(model, arrays)
-        classes = self._study.classes
-        rows, predictions = evaluate_cases(model, self._material, split, classes)
-        if pictures is not None and rows:
-            annotation = self._site.annotation
-            write_pictures(pictures, self._material, split, rows, predictions, classes, annotation)
-        return mean_metrics(rows)
+        material, study, precision = self._material, self._study, self._workspace.precision
+        if isinstance(model, PromptedClassifier):
+            return evaluate_classification(model, material, split, study, precision, pictures)
+        assert isinstance(model, PromptedSegmenter)  # noqa: S101 - for the type checker
+        annotation = self._site.annotation
+        return evaluate_segmentation(model, material, split, study, precision, pictures, annotation)
 
-    def _model(self) -> PromptedSegmenter:
-        model = PromptedSegmenter(
-            self._workspace.backbone,
-            self._study.prompts,
-            self._site.annotation,
-            self._study.seed,
-            trains_backbone=self._study.strategy.name == "full-finetune",
+    def _objective(self, model: PromptedModel, round: int, peers: Arrays, seed: int) -> Objective:
+        row = peers.get("prompts.data_aware.row")
+        peers_row = None if row is None else torch.from_numpy(row).to(self._workspace.device)
+        if isinstance(model, PromptedClassifier):
+            prior = log_prior(torch.from_numpy(self._material.labels("train")), len(self._study.classes))
+            return ClassificationObjective(
+                model,
+                self._material.view,
+                self._study,
+                log_prior=prior.to(self._workspace.device),
+                peers_row=peers_row,
+                rng=np.random.default_rng([seed, 1]),
+            )
+        assert isinstance(model, PromptedSegmenter)  # noqa: S101 - for the type checker
+        return SegmentationObjective(
+            model,
+            self._material.view,
+            self._study,
+            round=round,
+            peers_row=peers_row,
+            generator=torch.Generator().manual_seed(seed),
         )
+
+    def _model(self) -> PromptedModel:
+        model = build_model(self._workspace.backbone, self._study, self._site.annotation)
         return model.to(self._workspace.device)

@@ -1,63 +1,53 @@
-"""Tiny backbones: a thin U-Net and a random MobileNetV2, saved and loaded like real ones."""
+"""Tiny backbones, saved and loaded like real ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_convolutional import ENCODERS, FACTORIES
 
-from fedprompt.backbones import SegmentationBackbone, freeze
+from fedprompt.backbones import Backbone
 from fedprompt.backbones.embedded_unet import EmbeddedUNet
 from fedprompt.backbones.mobilenet_v2 import MobileNetV2
 
 
 @pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random classifier of the smallest MobileNetV2, as transformers saves it."""
-    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with a tiny random encoder as transformers saves it, by family."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in FACTORIES}
+    for name, save in ENCODERS.items():
+        save(folders[name])
+    return folders
 
-    folder = tmp_path_factory.mktemp("encoder")
-    config = MobileNetV2Config(depth_multiplier=0.1, finegrained_output=False, num_labels=3)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        network = MobileNetV2ForImageClassification(config)
-        for name, statistics in network.named_buffers():
-            if name.endswith("running_var"):
-                statistics.uniform_(0.5, 2.0)
-    network.save_pretrained(folder)
-    return folder
+
+@pytest.fixture(scope="session")
+def encoder_folder(encoder_folders: dict[str, Path]) -> Path:
+    """A random classifier of the smallest MobileNetV2, as transformers saves it."""
+    return encoder_folders["mobilenet-v2"]
 
 
 @pytest.fixture
-def unet() -> EmbeddedUNet:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        backbone = EmbeddedUNet(classes=3, widths=(4, 4, 8, 8, 8), decoder_widths=(8, 4, 4))
-        _trained_statistics(backbone)
-    freeze(backbone)
+def unet(tmp_path: Path) -> EmbeddedUNet:
+    backbone = FACTORIES["embedded-unet"](tmp_path, 3)
+    assert isinstance(backbone, EmbeddedUNet)
     return backbone
 
 
 @pytest.fixture
 def mobilenet(encoder_folder: Path) -> MobileNetV2:
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        backbone = MobileNetV2.from_encoder(encoder_folder, 2, decoder_widths=(8, 8, 4, 4))
-    freeze(backbone)
+    backbone = FACTORIES["mobilenet-v2"](encoder_folder, 2)
+    assert isinstance(backbone, MobileNetV2)
     return backbone
 
 
-@pytest.fixture(params=["unet", "mobilenet"])
-def backbone(request: pytest.FixtureRequest) -> SegmentationBackbone:
-    """One of each family."""
-    found: SegmentationBackbone = request.getfixturevalue(request.param)
-    return found
+@pytest.fixture(params=list(FACTORIES))
+def backbone(request: pytest.FixtureRequest, encoder_folders: dict[str, Path]) -> Backbone:
+    """One of each family with a decoder."""
+    return FACTORIES[request.param](encoder_folders[request.param], 3)
 
 
-def _trained_statistics(network: torch.nn.Module) -> None:
-    for name, statistics in network.named_buffers():
-        if name.endswith("running_var"):
-            statistics.uniform_(0.5, 2.0)
-        elif name.endswith("running_mean"):
-            statistics.normal_()
+@pytest.fixture(params=list(ENCODERS))
+def encoder(request: pytest.FixtureRequest, encoder_folders: dict[str, Path]) -> Backbone:
+    """One of each family of transformers, without a decoder."""
+    return FACTORIES[request.param](encoder_folders[request.param], None)

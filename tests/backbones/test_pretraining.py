@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_families import IMAGE, TINY
 
-from fedprompt.backbones import load_folder
+from fedprompt.backbones import fingerprint, load_backbone, load_folder, pretraining, save_backbone
 from fedprompt.backbones.material import FolderMaterial, Scene, ShapeMaterial, augment
-from fedprompt.backbones.pretraining import Recipe, evaluate, pretrain, recipe_for, segmentation_loss
+from fedprompt.backbones.pretraining import evaluate, pretrain, segmentation_loss
+from fedprompt.backbones.recipes import Recipe, recipe_for
+from fedprompt.config import BackboneSettings
 from fedprompt.errors import ConfigurationError, DataError
+from fedprompt.families import FAMILIES
 
+FROZEN_ENCODERS = [
+    name for name, entry in FAMILIES.items() if {"transformers", "pretrain"} <= set(entry.origins)
+]
 SHORT = Recipe(size=64, steps=20, batch_size=4, learning_rate=4e-3, views=2, choices=2, seed=3)
 
 
@@ -50,8 +58,9 @@ def test_a_short_run_on_shapes_lowers_the_loss_and_repeats_to_the_byte(tmp_path:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+@pytest.mark.parametrize("name", FROZEN_ENCODERS)
 def test_the_decoder_is_trained_on_a_folder_and_the_encoder_is_not(
-    tmp_path: Path, disks: Path, encoder_folder: Path
+    name: str, tmp_path: Path, disks: Path
 ) -> None:
     seen: list[str] = []
 
@@ -59,25 +68,89 @@ def test_the_decoder_is_trained_on_a_folder_and_the_encoder_is_not(
         assert 0 <= done <= total
         seen.append(what.split(",")[0])
 
+    (tmp_path / "source").mkdir()
+    untouched = TINY[name](tmp_path / "source", 2)
     provenance = pretrain(
-        "mobilenet-v2",
+        name,
         tmp_path / "out",
-        SHORT,
+        replace(SHORT, size=2 * IMAGE[name]),
         classes=("background", "disk"),
         data=disks,
-        encoder=encoder_folder,
+        encoder=tmp_path / "source",
         device="cpu",
         progress=watch,
     )
-    backbone = load_folder(tmp_path / "out")
-    untouched = type(backbone).from_encoder(encoder_folder, 2)
+    backbone = load_backbone(
+        BackboneSettings(name=name, folder=tmp_path / "out"), task="segmentation", classes=2
+    )
     for mine, theirs in zip(backbone.encoder.parameters(), untouched.encoder.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert provenance["loss"]["last"] < provenance["loss"]["first"]
     assert provenance["data"] == {"name": "disks", "train": 6, "validation": 1, "test": 3}
+    assert provenance["encoder"] == "source"
     assert 0 <= provenance["test"]["dice_disk"] <= 1
     assert list(dict.fromkeys(seen)) == ["reading cases", "encoding augmented views", "training", "testing"]
     assert str(tmp_path) not in (tmp_path / "out" / "backbone.json").read_text()
+
+
+def test_a_fetched_folder_gives_the_same_encoder_as_its_source(
+    tmp_path: Path, disks: Path, encoder_folder: Path
+) -> None:
+    save_backbone(load_folder(encoder_folder), tmp_path / "fetched", {})
+    for source, out in ((encoder_folder, "one"), (tmp_path / "fetched", "two")):
+        pretrain(
+            "mobilenet-v2",
+            tmp_path / out,
+            replace(SHORT, steps=2),
+            classes=("background", "disk"),
+            data=disks,
+            encoder=source,
+            device="cpu",
+        )
+    assert fingerprint(load_folder(tmp_path / "one")) == fingerprint(load_folder(tmp_path / "two"))
+
+
+def test_where_features_take_too_much_every_step_encodes_new_views(
+    tmp_path: Path, disks: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(out: str) -> list[str]:
+        seen: list[str] = []
+        options = {"classes": ("background", "disk"), "data": disks, "encoder": encoder_folder}
+        pretrain(
+            "mobilenet-v2",
+            tmp_path / out,
+            replace(SHORT, steps=4),
+            **options,
+            device="cpu",
+            progress=lambda what, *_: seen.append(what.split(",")[0]),
+        )
+        return list(dict.fromkeys(seen))
+
+    material = FolderMaterial(disks, 2, SHORT.size, SHORT.validation, SHORT.seed)
+    features = load_folder(encoder_folder)  # not what the decoder reads, but what tells the limit apart
+    backbone = type(features).from_pretrained(encoder_folder, 2)
+    one = backbone.encode(torch.zeros(1, 3, SHORT.size, SHORT.size))
+    needed = 2 * sum(feature.numel() for feature in one) * SHORT.views * material.cases
+    monkeypatch.setattr(pretraining, "_KEPT", needed)
+    assert run("kept") == ["reading cases", "encoding augmented views", "training", "testing"]
+    monkeypatch.setattr(pretraining, "_KEPT", needed - 1)
+    assert run("fresh") == ["reading cases", "training", "testing"]
+    assert run("again") == ["reading cases", "training", "testing"]
+    marks = [fingerprint(load_folder(tmp_path / name)) for name in ("kept", "fresh", "again")]
+    assert marks[0] != marks[1] == marks[2]
+
+
+@pytest.mark.parametrize("name", ["monai-unet", "swin-unetr"])
+def test_a_network_of_monai_is_trained_whole(name: str, tmp_path: Path, disks: Path) -> None:
+    recipe = recipe_for(name, size=32, steps=3, batch_size=2)
+    provenance = pretrain(
+        name, tmp_path / "out", recipe, classes=("background", "disk"), data=disks, device="cpu"
+    )
+    assert provenance["recipe"]["bfloat16"]
+    trained = load_folder(tmp_path / "out")
+    fresh = pretraining._untrained(name, 2, None, recipe.seed)
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True)]
+    assert sum(moved) / len(moved) > 0.9
 
 
 def test_the_embedded_network_learns_a_folder(tmp_path: Path, disks: Path) -> None:
@@ -93,15 +166,21 @@ def test_the_embedded_network_learns_a_folder(tmp_path: Path, disks: Path) -> No
 def test_what_cannot_work_is_refused_before_training(
     tmp_path: Path, disks: Path, encoder_folder: Path
 ) -> None:
-    names = ("background", "disk")
+    names, odd = ("background", "disk"), replace(SHORT, size=80)
     with pytest.raises(ConfigurationError, match="expected an encoder"):
         pretrain("mobilenet-v2", tmp_path / "out", SHORT, classes=names, data=disks)
     with pytest.raises(ConfigurationError, match="expected no encoder"):
         pretrain("embedded-unet", tmp_path / "out", SHORT, classes=names, data=disks, encoder=encoder_folder)
     with pytest.raises(ConfigurationError, match="expected three classes"):
         pretrain("embedded-unet", tmp_path / "out", SHORT, classes=names)
-    with pytest.raises(ConfigurationError, match="expected one of"):
-        recipe_for("resnet")
+    with pytest.raises(ConfigurationError, match="expected an encoder of type vit, got mobilenet_v2"):
+        pretrain("vit", tmp_path / "out", SHORT, classes=names, data=disks, encoder=encoder_folder)
+    with pytest.raises(ConfigurationError, match="sam: has no decoder to train; expected one of embedded"):
+        pretrain("sam", tmp_path / "out", SHORT, classes=names, data=disks, encoder=encoder_folder)
+    with pytest.raises(ConfigurationError, match="mobilenet-v2 expected a multiple of 32, got 80"):
+        pretrain("mobilenet-v2", tmp_path / "out", odd, classes=names, data=disks, encoder=encoder_folder)
+    with pytest.raises(ConfigurationError, match="nowhere: expected a folder or the hub id"):
+        pretrain("vit", tmp_path / "out", SHORT, classes=names, data=disks, encoder="nowhere")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "backbone.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="holds a backbone already"):
@@ -109,6 +188,7 @@ def test_what_cannot_work_is_refused_before_training(
     (disks / "masks/2.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"2\.png"):
         pretrain("embedded-unet", tmp_path / "out", SHORT, classes=names, data=disks)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mask_of_another_size_is_refused(disks: Path) -> None:
@@ -121,6 +201,18 @@ def test_default_recipes_give_way_to_what_is_named() -> None:
     recipe = recipe_for("embedded-unet", steps=7, size=None)
     assert recipe.steps == 7
     assert recipe.size == recipe_for("embedded-unet").size
+
+
+def test_every_family_with_a_decoder_has_a_recipe_and_no_other_does() -> None:
+    for name, entry in FAMILIES.items():
+        if "pretrain" in entry.origins:
+            assert recipe_for(name).size % 32 == 0
+        else:
+            with pytest.raises(ConfigurationError, match=f"{name}: has no decoder to train"):
+                recipe_for(name)
+    assert all(recipe_for(name).size % 14 == 0 for name in FROZEN_ENCODERS)
+    with pytest.raises(ConfigurationError, match="'alexnet': expected one of"):
+        recipe_for("alexnet")
 
 
 def test_the_loss_is_cross_entropy_plus_soft_dice_over_labelled_pixels() -> None:

@@ -67,6 +67,38 @@ def test_a_log_has_one_line_per_round() -> None:
     ]
 
 
+def classified(stream: io.StringIO) -> Progress:
+    """A round and the test of a classification."""
+    with Progress(task="classification", stream=stream) as progress:
+        progress.phase("fedavg", 1)
+        for event in round_events(1)[:-1]:
+            progress(event)
+        mean = {"auroc": 0.81, "balanced_accuracy": 0.7249, "accuracy": 0.9}
+        progress(
+            {"event": "round_finished", "round": 1, "sites": 2, "mean": mean, "loss": 0.4, "seconds": 4.0}
+        )
+        if progress._live is not None:
+            progress._live.refresh()
+        progress({"event": "evaluated", "split": "test", "mean": {"balanced_accuracy": 0.6}})
+        progress({"event": "study_finished", "status": "completed", "rounds": 1})
+    return progress
+
+
+def test_a_classification_has_its_own_metrics() -> None:
+    log, terminal = io.StringIO(), Terminal()
+    classified(log)
+    assert log.getvalue().splitlines() == [
+        "fedavg: 1 rounds",
+        "fedavg: round 1 of 1, 2 sites, loss 0.400, AUROC 0.810, balanced accuracy 0.725, 2 kB up, 4 kB down",
+        "fedavg: completed, test AUROC –, balanced accuracy 0.600",
+    ]
+    classified(terminal)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "validation AUROC 0.810" in shown
+    assert "balanced accuracy 0.725" in shown
+    assert "Dice" not in shown
+
+
 def test_silence() -> None:
     assert show(io.StringIO(), silent=True) == ""
     assert show(Terminal(), silent=True) == ""

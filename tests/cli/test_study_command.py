@@ -26,6 +26,15 @@ def test_a_new_file_is_the_default_study_and_is_never_replaced_unasked(
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_new_file_for_another_task_and_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study.toml"
+    assert main(["study", "new", str(file), "--task", "classification", "--backbone", "vit"]) == 0
+    study = load_study(file)
+    assert (study.task, study.backbone.name, study.prompts.used()) == ("classification", "vit", ("domain",))
+    assert main(["study", "new", str(file), "--backbone", "vitt", "--force"]) == 2
+    assert "study new: backbone.name: expected one of embedded-unet" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["study", "new", str(tmp_path)]) == 2

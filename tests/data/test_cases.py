@@ -52,7 +52,14 @@ def test_quoted_values_and_a_linked_data_folder_are_fine(tmp_path: Path) -> None
     ("rows", "header", "words"),
     [
         ([row("a")], "image,maks,split,patient", ["image,mask,split,patient", "image,maks,split,patient"]),
-        ([row("a")], "image,label,split,patient", ["image,mask,split,patient", "label"]),
+        (
+            [row("a")],
+            "image,label,split,patient",
+            [
+                "columns image,mask,split,patient (segmentation)",
+                "got image,label,split,patient (classification)",
+            ],
+        ),
         ([row("a")], "image;mask;split;patient", ["image,mask,split,patient", "image;mask"]),
         ([row("a")], "image,mask,split", ["image,mask,split,patient"]),
         ([row("a")], f"{HEADER},patient", ["image,mask,split,patient"]),
@@ -112,3 +119,48 @@ def test_a_patient_in_two_splits_is_refused(tmp_path: Path) -> None:
     folder = site(tmp_path, row("a", patient="p1"), row("b", "test", patient="p1"))
     with pytest.raises(DataError, match=r"'p1'.*one split, got train and test"):
         read_cases(folder)
+
+
+LABELS = "image,label,split,patient"
+
+
+def test_reads_a_table_of_labels(tmp_path: Path) -> None:
+    folder = site(tmp_path, "images/a.png,nevus,train,p1", "images/b.png, blue nevus ,test,", header=LABELS)
+    assert read_cases(folder, "classification") == [
+        Case("images/a.png", folder / "images/a.png", None, "train", "p1", "nevus"),
+        Case("images/b.png", folder / "images/b.png", None, "test", "images/b.png", "blue nevus"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "words"),
+    [
+        (
+            [row("a")],
+            HEADER,
+            [
+                "columns image,label,split,patient (classification)",
+                "got image,mask,split,patient (segmentation)",
+            ],
+        ),
+        (["images/a.png,nevus,masks/a.png,train,"], "image,label,mask,split,patient", ["image,label,split"]),
+        (["images/a.png,,train,"], LABELS, ["line 2", "label", "name of a class", "nothing"]),
+        (["images/c.png,nevus,train,"], LABELS, ["line 2", "images/c.png", "no such file"]),
+        (["images/a.png,nevus,test,"], LABELS, ["empty site", "1 test"]),
+        (
+            ["images/a.png,nevus,train,p1", "images/b.png,nevus,val,p1"],
+            LABELS,
+            ["'p1'", "one split, got train and val"],
+        ),
+    ],
+)
+def test_a_wrong_table_of_labels_is_one_sentence(
+    tmp_path: Path, rows: list[str], header: str, words: list[str]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_cases(site(tmp_path, *rows, header=header), "classification")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path / "cases.csv") in message
+    for word in words:
+        assert word in message

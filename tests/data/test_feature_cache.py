@@ -1,16 +1,18 @@
-"""The feature cache: one computation per key, bounded, shared by threads."""
+"""The feature cache: one computation per key, bounded, shared by threads; with a folder also by processes."""
 
 from __future__ import annotations
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedprompt.data import cache as module
 from fedprompt.data.cache import FeatureCache, FeatureKey
 
 
@@ -80,6 +82,17 @@ def test_views_of_a_large_tensor_are_copied_and_graphs_cut() -> None:
     assert not row.requires_grad
 
 
+def test_what_overlaps_itself_is_copied_and_any_dense_order_is_not() -> None:
+    windows = torch.arange(4.0).as_strided((2, 2), (1, 1))  # as many bytes as its storage
+    for tensor in (torch.ones(3, 1).expand(3, 4), windows):
+        (copy,) = FeatureCache(1000).get(key(1), lambda tensor=tensor: (tensor,))
+        assert copy.untyped_storage().nbytes() == copy.nbytes
+        assert copy.data_ptr() != tensor.data_ptr()
+    last = torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    (same,) = FeatureCache(1000).get(key(1), lambda: (last,))
+    assert same.data_ptr() == last.data_ptr()
+
+
 def test_threads_that_come_together_compute_once() -> None:
     cache = FeatureCache(10_000)
     barrier = threading.Barrier(8)
@@ -137,3 +150,100 @@ def test_a_failed_computation_reaches_all_callers_and_is_tried_again() -> None:
             with pytest.raises(ValueError, match="no features"):
                 call.result(10)
     assert float(cache.get(key(1), lambda: features(3))[0][0]) == 3
+
+
+def fail() -> tuple[torch.Tensor, ...]:
+    pytest.fail("computed again")
+
+
+def test_a_later_cache_finds_what_an_earlier_one_computed(tmp_path: Path) -> None:
+    last = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    last = last.to(memory_format=torch.channels_last)
+    FeatureCache(0, folder=tmp_path).get(key(1), lambda: (last, last[:, 0].half()))
+    later = FeatureCache(0, folder=tmp_path)
+    first = later.get(key(1), fail)
+    assert torch.equal(first[0], last)
+    assert first[0].stride() == last.stride()
+    assert torch.equal(first[1], last[:, 0].half())
+    assert later.get(key(1), fail)[0].data_ptr() == first[0].data_ptr()  # the map is kept
+    assert (later.hits, later.mapped, later.misses, later.nbytes, len(later)) == (2, 1, 0, 0, 1)
+
+
+def test_what_left_memory_is_mapped(tmp_path: Path) -> None:
+    cache = FeatureCache(32, folder=tmp_path)
+    for number in (1, 2, 1, 2, 1):
+        assert float(cache.get(key(number), lambda number=number: features(number))[0][0]) == number
+    assert (cache.hits, cache.mapped, cache.misses, cache.nbytes, len(cache)) == (3, 1, 2, 32, 2)
+
+
+def test_nothing_at_all_is_a_feature_too(tmp_path: Path) -> None:
+    FeatureCache(0, folder=tmp_path).get(key(1), tuple)
+    assert FeatureCache(0, folder=tmp_path).get(key(1), fail) == ()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_dtype_that_files_lack_stays_in_memory(tmp_path: Path, folder: bool) -> None:
+    cache = FeatureCache(100, folder=tmp_path if folder else None)
+    for _ in range(2):
+        (back,) = cache.get(key(1), lambda: (torch.ones(2, dtype=torch.complex128),))
+    assert (cache.hits, cache.misses, float(back.real.sum())) == (1, 1, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_number_of_maps_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAPS", 3)
+    cache = FeatureCache(0, folder=tmp_path)
+    for number in (*range(5), *range(5), 2, 0):
+        cache.get(key(number), lambda number=number: features(number))
+    assert len(cache) == 3
+    assert (cache.hits, cache.mapped, cache.misses) == (7, 6, 5)
+
+
+def test_use_in_memory_counts_on_disk(tmp_path: Path) -> None:
+    cache = FeatureCache(1000, folder=tmp_path)
+    cache.get(key(0), lambda: features(0))
+    (file,) = tmp_path.iterdir()
+    cache = FeatureCache(1000, folder=tmp_path, disk_limit=file.stat().st_size * 7 // 2)
+    for number in (0, 1, 2, 0, 3):
+        cache.get(key(number), lambda number=number: features(number))
+    assert (tmp_path / f"{key(0).name}.safetensors").exists()
+    assert not (tmp_path / f"{key(1).name}.safetensors").exists()
+
+
+def test_a_file_that_left_the_disk_is_not_kept_mapped(tmp_path: Path) -> None:
+    cache = FeatureCache(0, folder=tmp_path)
+    cache.get(key(0), lambda: features(0))
+    (file,) = tmp_path.iterdir()
+    cache = FeatureCache(0, folder=tmp_path, disk_limit=file.stat().st_size)
+    cache.get(key(0), fail)
+    cache.get(key(1), lambda: features(1))
+    assert len(cache) == 0
+    assert float(cache.get(key(1), fail)[0][0]) == 1
+
+
+def test_on_another_device_they_are_copies_and_count(tmp_path: Path) -> None:
+    FeatureCache(0, folder=tmp_path).get(key(1), lambda: features(1))
+    cache = FeatureCache(40, folder=tmp_path, device="meta")
+    for _ in range(2):
+        assert cache.get(key(1), fail)[0].device.type == "meta"
+    assert (cache.hits, cache.mapped, cache.nbytes, len(cache)) == (2, 1, 32, 1)
+
+
+def test_threads_that_come_together_map_once(tmp_path: Path) -> None:
+    FeatureCache(0, folder=tmp_path).get(key(1), lambda: features(1, 100_000))
+    cache = FeatureCache(0, folder=tmp_path)
+    barrier = threading.Barrier(8)
+
+    def call(_: int) -> int:
+        barrier.wait()
+        return cache.get(key(1), fail)[0].data_ptr()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(call, range(8)))) == 1
+    assert (cache.hits, cache.mapped, cache.misses) == (8, 1, 0)
+
+
+def test_the_name_of_a_key_depends_on_every_field_and_on_where_it_ends() -> None:
+    keys = [("a", "b", "c", "d"), ("ab", "", "c", "d"), ("a", "b", "cd", ""), ("b", "a", "c", "d")]
+    assert len({FeatureKey(*fields).name for fields in keys}) == 4
+    assert FeatureKey(*keys[0]).name == FeatureKey(*keys[0]).name

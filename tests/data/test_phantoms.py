@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from fedprompt.config import Annotation, Site, Study
 from fedprompt.data.cases import read_cases
 from fedprompt.data.federation import read_federation
-from fedprompt.data.phantoms import CLASSES, write_phantoms
+from fedprompt.data.phantoms import CLASSES, LESION_CLASSES, write_phantoms
 from fedprompt.data.samples import load_sample
 
 
@@ -124,3 +125,79 @@ def test_size_and_numbers_of_cases(tmp_path: Path) -> None:
         "cedarhill": (5, 8, 16),
         "dunmore": (6, 8, 16),
     }
+
+
+LESIONS = Study(task="classification")
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lesions")
+    write_phantoms(folder, 7, size=64, task="classification")
+    return folder
+
+
+def labels(folder: Path) -> dict[str, dict[str, Counter[str | None]]]:
+    """How often each class comes, per site and split."""
+    counts: dict[str, dict[str, Counter[str | None]]] = {}
+    for site in read_federation(folder, LESIONS):
+        splits = counts.setdefault(site.id, {split: Counter() for split in ("train", "val", "test")})
+        for case in read_cases(site.data, "classification"):
+            splits[case.split][case.label] += 1
+    return counts
+
+
+def test_lesions_come_the_same_again_and_differ_by_seed(tmp_path: Path) -> None:
+    for name, seed in (("first", 7), ("again", 7), ("other", 8)):
+        write_phantoms(tmp_path / name, seed, size=32, limit=2, task="classification")
+    first, again, other = (content(tmp_path / name) for name in ("first", "again", "other"))
+    assert first == again
+    images = [name for name in first if name.endswith(".png") and name in other]
+    assert images
+    assert all(first[name] != other[name] for name in images)
+
+
+def test_every_site_is_tested_on_all_classes_and_one_trains_without_keratosis(lesions: Path) -> None:
+    counts = labels(lesions)
+    assert set(counts) == {"ashford", "brookside", "cedarhill", "dunmore"}
+    for splits in counts.values():
+        assert [splits[split].total() for split in ("train", "val", "test")] == [24, 8, 24]
+        assert set(splits["test"]) == set(LESION_CLASSES) == set(LESIONS.classes)
+    assert [site for site, splits in counts.items() if splits["train"]["keratosis"] == 0] == ["dunmore"]
+    leading = {splits["train"].most_common(1)[0][0] for splits in counts.values()}
+    assert leading == set(LESION_CLASSES)
+
+
+def test_a_few_lesions_per_site_still_train_every_class(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, 0, size=32, limit=1, task="classification")
+    trained = sum((splits["train"] for splits in labels(tmp_path).values()), Counter())
+    assert trained.total() == 4
+    assert set(trained) == set(LESION_CLASSES)
+
+
+def test_lesions_of_one_patient_stay_in_one_split(lesions: Path) -> None:
+    cases = [
+        case for site in read_federation(lesions, LESIONS) for case in read_cases(site.data, "classification")
+    ]
+    assert 0.7 * len(cases) < len({case.patient for case in cases}) < len(cases)
+    assert len({(case.patient, case.split) for case in cases}) == len({case.patient for case in cases})
+    assert load_sample(cases[0], Site(id="ashford"), LESIONS, simulate=True).label in (0, 1, 2)
+
+
+def test_classes_differ_inside_every_site_and_sites_differ_in_colour(lesions: Path) -> None:
+    """The middle of keratoses is less red than that of nevi, but less so than sites are apart."""
+    looks = {}
+    for site in read_federation(lesions, LESIONS):
+        by_class: dict[str | None, list[np.ndarray]] = {}
+        for case in read_cases(site.data, "classification"):
+            picture = np.asarray(Image.open(case.image)).astype(float) / 255
+            assert picture.shape == (64, 64, 3)
+            by_class.setdefault(case.label, []).append(picture[24:40, 24:40].mean(axis=(0, 1)))
+        middle = {name: np.mean(pictures, axis=0) for name, pictures in by_class.items()}
+        assert middle["melanoma"].sum() < middle["nevus"].sum() - 0.05, site.id
+        assert np.ptp(middle["keratosis"]) < np.ptp(middle["nevus"]), site.id
+        looks[site.id] = middle["nevus"]
+    names = sorted(looks)
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            assert np.abs(looks[first] - looks[second]).max() > 0.04, (first, second)

@@ -151,3 +151,56 @@ def test_an_own_validation_split_is_kept() -> None:
     split = split_cases(table([1, 2, 3], val=2), 0.5, 0)
     assert [case.id for case in split.val] == ["v0", "v1"]
     assert len(split.train) == 3
+
+
+LABELLED = study_from_mapping(
+    {"task": "classification", "classes": ["mel", "nv", "bkl"], "image": {"size": 64}}, "study"
+)
+
+
+def labelled_case(folder: Path, image: np.ndarray, label: str = "bkl") -> Case:
+    Image.fromarray(image).save(folder / "a.png")
+    return Case("a.png", folder / "a.png", None, "train", "a", label)
+
+
+def test_a_labelled_case_has_a_class_number_and_no_mask(tmp_path: Path) -> None:
+    site = make_site(**{"pixel-spacing": [0.3, 0.2]})
+    sample = load_sample(labelled_case(tmp_path, IMAGE), site, LABELLED, simulate=True)
+    assert (sample.label, sample.annotation, sample.truth) == (2, None, None)
+    assert sample.spacing == (0.3, 0.2)
+    masked = load_sample(make_case(tmp_path, IMAGE, make_mask()), site, STUDY, simulate=False)
+    np.testing.assert_array_equal(sample.image, masked.image)
+    assert (sample.sha256, masked.label) == (masked.sha256, None)
+
+
+GREY = np.arange(96 * 128, dtype=np.uint32).reshape(96, 128) % 256  # from 0 to 255
+
+
+@pytest.mark.parametrize(
+    ("image", "same"),
+    [
+        (np.concatenate([IMAGE, IMAGE[..., :1]], axis=2), IMAGE),
+        (GREY.astype(np.uint8), np.repeat(GREY[..., None], 3, axis=2).astype(np.uint8)),
+        ((GREY * 200 + 3000).astype(np.uint16), np.repeat(GREY[..., None], 3, axis=2).astype(np.uint8)),
+    ],
+    ids=["alpha", "one channel", "16-bit grey"],
+)
+def test_images_of_other_kinds_become_three_channels(
+    tmp_path: Path, image: np.ndarray, same: np.ndarray
+) -> None:
+    got = load_sample(labelled_case(tmp_path, image), make_site(), LABELLED, simulate=False).image
+    plain = load_sample(labelled_case(tmp_path, same), make_site(), LABELLED, simulate=False).image
+    assert got.shape == (3, 64, 64)
+    np.testing.assert_allclose(got, plain, atol=1e-6)
+
+
+def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
+    case = labelled_case(tmp_path, IMAGE, "MEL")
+    words = r"cases\.csv: a\.png: label 'MEL' is no class of the study \(mel, nv, bkl\)"
+    with pytest.raises(DataError, match=words):
+        load_sample(case, make_site(), LABELLED, simulate=False)
+
+
+def test_a_labelled_case_is_none_for_segmentation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png: expected a mask"):
+        load_sample(labelled_case(tmp_path, IMAGE), make_site(), STUDY, simulate=False)

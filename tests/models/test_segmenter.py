@@ -14,6 +14,7 @@ from fedprompt.config import (
     LocalOptions,
     ModulationOptions,
     PromptSettings,
+    Study,
     UniversalOptions,
 )
 from fedprompt.manifest import Scope
@@ -34,6 +35,16 @@ def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def model_of(
+    backbone: EmbeddedUNet,
+    annotation: Annotation,
+    prompts: PromptSettings | None = None,
+    strategy: str = "fedlppa",
+) -> PromptedSegmenter:
+    study = Study(seed=3, prompts=prompts or PromptSettings.all(), strategy={"name": strategy})
+    return PromptedSegmenter(backbone, study, annotation)
+
+
 SETTINGS = {
     "all": PromptSettings.all(),
     "fusion": PromptSettings(universal=UniversalOptions(grid=5), fusion=FusionOptions(width=16)),
@@ -44,7 +55,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("size", [(64, 64), (96, 32)])
 def test_the_initial_model_is_the_frozen_backbone(backbone, name, size) -> None:
-    model = PromptedSegmenter(backbone, SETTINGS[name], Annotation.BOX, seed=3)
+    model = model_of(backbone, Annotation.BOX, SETTINGS[name], "fedavg")
     x = images(2, *size)
     with torch.no_grad():
         features = backbone.encode(x)
@@ -56,7 +67,7 @@ def test_the_initial_model_is_the_frozen_backbone(backbone, name, size) -> None:
 
 def test_gradients_reach_every_trained_tensor_and_no_other(backbone) -> None:
     before = fingerprint(backbone)
-    model = PromptedSegmenter(backbone, PromptSettings.all(), Annotation.POINT, seed=3)
+    model = model_of(backbone, Annotation.POINT)
     with torch.no_grad():  # leave the point where the zero projection blocks gradients
         model.prompts["fusion"].project.weight.normal_(std=0.1)
         model.prompts["fusion"].gamma_spatial.fill_(0.5)
@@ -74,7 +85,7 @@ def test_gradients_reach_every_trained_tensor_and_no_other(backbone) -> None:
 
 def test_the_own_row_and_the_annotation_kind_change_the_output(backbone) -> None:
     def output(annotation: Annotation, row: float) -> torch.Tensor:
-        model = PromptedSegmenter(backbone, PromptSettings.all(), annotation, seed=3)
+        model = model_of(backbone, annotation)
         with torch.no_grad():
             model.prompts["fusion"].project.weight.fill_(0.1)
             model.prompts["data_aware"].row.fill_(row)
@@ -87,7 +98,7 @@ def test_the_own_row_and_the_annotation_kind_change_the_output(backbone) -> None
 
 
 def test_a_batch_gives_what_single_images_give(backbone) -> None:
-    model = PromptedSegmenter(backbone, PromptSettings.all(), Annotation.POINT, seed=3)
+    model = model_of(backbone, Annotation.POINT)
     with torch.no_grad():
         model.prompts["fusion"].project.weight.fill_(0.1)
         x = images(3)
@@ -97,7 +108,7 @@ def test_a_batch_gives_what_single_images_give(backbone) -> None:
 
 
 def test_scopes_by_strategy(backbone) -> None:
-    model = PromptedSegmenter(backbone, PromptSettings.all(), Annotation.POINT, seed=3)
+    model = model_of(backbone, Annotation.POINT)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     declared = study_manifest(model, FedLPPAOptions())
     assert set(declared.select(Scope.SHARED, Scope.SITE).names()) == trained
@@ -116,7 +127,7 @@ def test_scopes_by_strategy(backbone) -> None:
 
 def test_full_finetuning_trains_a_copy_of_the_backbone_but_not_its_head_or_statistics(backbone) -> None:
     before = fingerprint(backbone)
-    model = PromptedSegmenter(backbone, PromptSettings.all(), Annotation.POINT, seed=3, trains_backbone=True)
+    model = model_of(backbone, Annotation.POINT, strategy="full-finetune")
     shared = study_manifest(model, FullFinetuneOptions()).select(Scope.SHARED).names()
     assert "backbone.stages.0.0.weight" in shared
     assert not [n for n in shared if n.startswith("backbone.head")]
@@ -128,6 +139,6 @@ def test_full_finetuning_trains_a_copy_of_the_backbone_but_not_its_head_or_stati
 def test_the_embedded_backbone_is_prompted_with_at_most_five_percent_of_its_parameters() -> None:
     network = EmbeddedUNet(classes=3)
     freeze(network)
-    model = PromptedSegmenter(network, PromptSettings.all(), Annotation.POINT, seed=0)
+    model = model_of(network, Annotation.POINT)
     trained = study_manifest(model, FedLPPAOptions()).select(Scope.SHARED, Scope.SITE).size()
     assert trained <= 0.05 * sum(p.numel() for p in network.parameters())

@@ -27,6 +27,11 @@ def test_the_registry_knows_every_prompt_with_a_scope_and_an_injection_point() -
         "sparsity": (Scope.CONSTANT, "features"),
         "fusion": (Scope.SHARED, "features"),
         "modulation": (Scope.SHARED, "decoder"),
+        "generated": (Scope.SHARED, "features"),
+        "tokens": (Scope.SHARED, "tokens"),
+        "domain": (Scope.SHARED, "tokens"),
+        "text": (Scope.SHARED, "text"),
+        "class_prompts": (Scope.SHARED, "decoder"),
     }
 
 

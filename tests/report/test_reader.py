@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_run import SITES, write_run
+from fake_run import CLASSES, CLINICS, SITES, write_run
 
 from fedprompt.errors import DataError
 from fedprompt.report.history import read_history
@@ -37,6 +37,31 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert run.baselines[0].rounds == ()
     assert len(run.baselines[1].rounds) == 5
     assert run.notes == ()
+
+
+def test_a_classification(tmp_path: Path) -> None:
+    write_run(
+        tmp_path, rounds=2, strategy="fedavg", task="classification", sites=CLINICS, baselines=("local",)
+    )
+    run = read_run(tmp_path)
+    assert (run.task, run.study, run.classes) == ("classification", "skin-demo", CLASSES)
+    assert set(run.rounds[1].mean) == {"auroc", "balanced_accuracy"}
+    assert run.sites["aviano"].labels == {"mel": 6, "nv": 18}
+    assert "auroc" not in run.sites["oslo"].metrics
+    assert run.sites["oslo"].metrics["ece"] > 0
+    assert len(run.sites["paris"].overlays) == 6
+    assert run.sites["paris"].overlays[0].truth in CLASSES
+    assert all(result.confusion and result.confusion.cases == 12 for result in run.sites.values())
+    assert run.notes == ()
+
+
+def test_train_cases_per_class_may_stand_in_the_events_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, rounds=1, task="classification", strategy="fedavg", sites=CLINICS, baselines=())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for site in summary["sites"].values():
+        del site["labels"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert read_run(tmp_path).sites["aviano"].labels == {"mel": 6, "nv": 18}
 
 
 def test_an_unfinished_run_is_read_from_its_events(tmp_path: Path) -> None:

@@ -10,16 +10,19 @@ from fedprompt.config import (
     Annotation,
     FedProxOptions,
     LossSettings,
-    PromptSettings,
     RoundSettings,
     Study,
     TrainingSettings,
 )
 from fedprompt.errors import RunError
 from fedprompt.models import PromptedSegmenter
-from fedprompt.training.local import View, load_arrays, train_round, trained_arrays
+from fedprompt.training.local import load_arrays, train_round, trained_arrays
+from fedprompt.training.precision import Precision
+from fedprompt.training.segmentation import SegmentationObjective
+from fedprompt.training.views import View
 
 STUDY = Study(
+    seed=1,
     training=TrainingSettings(steps=4, batch_size=2, learning_rate=0.01),
     rounds=RoundSettings(count=4),
     loss=LossSettings(crf=0.1, ramp_up=0.5),
@@ -51,7 +54,7 @@ def views(backbone) -> list[View]:
 
 
 def model_of(backbone) -> PromptedSegmenter:
-    return PromptedSegmenter(backbone, PromptSettings.all(), Annotation.BLOCK, seed=1)
+    return PromptedSegmenter(backbone, STUDY, Annotation.BLOCK)
 
 
 def one_round(
@@ -60,16 +63,23 @@ def one_round(
     model = model_of(backbone)
     if arrays is not None:
         load_arrays(model, arrays)
-    return train_round(
+    objective = SegmentationObjective(
         model,
         lambda case, _: views[case],
+        study,
+        round=round,
+        peers_row=torch.ones(1, 8, 8),
+        generator=torch.Generator().manual_seed(round),
+    )
+    return train_round(
+        model,
+        objective,
         batches,
         study,
         round=round,
         optimiser=optimiser or {},
-        peers_row=np.ones((1, 8, 8), np.float32),
         anchored=list(anchored),
-        generator=torch.Generator().manual_seed(round),
+        precision=Precision(torch.device("cpu"), torch.float32),
     )
 
 
@@ -124,7 +134,7 @@ def test_fedprox_pulls_shared_tensors_to_what_was_received(backbone, views) -> N
 
 
 def test_prompt_maps_and_biases_do_not_decay(backbone, views) -> None:
-    blank = [View(v.features, torch.full_like(v.annotation, 255), v.guide) for v in views]
+    blank = [View(v.features, torch.full_like(v.target, 255), v.guide) for v in views]
     study = STUDY.changed(
         loss=LossSettings(crf=0, pseudo_label=0, contrast=0),
         training=TrainingSettings(steps=4, batch_size=2, learning_rate=0.01, weight_decay=0.5),
@@ -137,7 +147,7 @@ def test_prompt_maps_and_biases_do_not_decay(backbone, views) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_a_public_sentence(backbone, views) -> None:
-    broken = [View((*v.features[:-1], v.features[-1] * torch.nan), v.annotation, v.guide) for v in views]
+    broken = [View((*v.features[:-1], v.features[-1] * torch.nan), v.target, v.guide) for v in views]
     with pytest.raises(RunError) as caught:
         one_round(backbone, broken)
     assert caught.value.public == "the training loss is not finite"

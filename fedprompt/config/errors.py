@@ -6,13 +6,17 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-__all__ = ["sentences"]
+from fedprompt.errors import ConfigurationError
+
+__all__ = ["parsed", "sentences"]
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 MOST = 8  # mistakes told at once
 LONGEST = 60  # characters of a value that are shown
@@ -39,6 +43,14 @@ _WORDS = (  # pydantic's words, the words of a TOML file
 )
 
 
+def parsed(model: type[_Model], values: dict[str, Any], where: str) -> _Model:
+    """The model of plain values; raises `ConfigurationError` that tells `where` and all mistakes."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"{where}: {sentences(model, error.errors())}") from None
+
+
 def sentences(model: type[BaseModel], errors: Sequence[ErrorDetails]) -> str:
     """All mistakes as clauses joined by semicolons, e.g. `rounds.count: expected an integer, got 'many'`.
 
@@ -46,6 +58,8 @@ def sentences(model: type[BaseModel], errors: Sequence[ErrorDetails]) -> str:
         model: The model that refused the values.
         errors: pydantic's `ValidationError.errors()`.
     """
+    # A default that depends on another key cannot be made where that key is wrong; the key is told already.
+    errors = [error for error in errors if error["type"] != "default_factory_not_called"]
     places = [error["loc"] for error in errors]
     clauses = [
         _clause(model, error)

@@ -13,52 +13,69 @@ import torch
 from torch.nn import functional as F
 
 from fedprompt.artifacts import write_atomic, write_json
-from fedprompt.config import Annotation
+from fedprompt.backbones.base import Features
+from fedprompt.config import Annotation, Study
 from fedprompt.data.annotations import draw_annotation
 from fedprompt.data.images import read_picture
 from fedprompt.models import PromptedSegmenter
 from fedprompt.report.pictures import write_picture
 from fedprompt.training.material import Material
-from fedprompt.training.metrics import dice_per_class, segmentation_metrics
+from fedprompt.training.metrics import dice_per_class, mean_metrics, segmentation_metrics
+from fedprompt.training.precision import Precision
 
-__all__ = ["evaluate_cases", "predict", "write_pictures"]
+__all__ = ["evaluate_segmentation", "predict"]
 
 _PICTURES = 4  # worst, two between, best
 
 
 def predict(
-    model: PromptedSegmenter, features: tuple[torch.Tensor, ...], size: tuple[int, int]
+    model: PromptedSegmenter, features: Features, size: tuple[int, int], precision: Precision
 ) -> np.ndarray:
-    """Class numbers (H, W) of one case from its features (or its image, where the backbone trains)."""
-    with torch.no_grad():
-        if model.trains_backbone:
-            features = model.backbone.encode(features[0])
-        probabilities = model(features).probabilities()
-        full = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
-        return np.asarray(full.argmax(dim=1)[0].cpu().numpy().astype(np.uint8))
+    """Class numbers (H, W) of one case from what the model takes (its image, where the backbone trains)."""
+    with torch.no_grad(), precision.autocast(), precision.memory(1):
+        state = model.encode(features[0]) if model.trains_backbone else features
+        probabilities = model(state).probabilities().float()
+    full = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
+    return np.asarray(full.argmax(dim=1)[0].cpu().numpy().astype(np.uint8))
 
 
-def evaluate_cases(
+def evaluate_segmentation(
     model: PromptedSegmenter,
     material: Material,
     split: Literal["val", "test"],
-    classes: Sequence[str],
-) -> tuple[list[dict[str, float]], list[np.ndarray]]:
-    """Metrics and predictions per case: Dice alone on `val`, which every round computes; all on `test`."""
+    study: Study,
+    precision: Precision,
+    pictures: Path | None,
+    annotation: Annotation,
+) -> dict[str, float]:
+    """Mean metrics over the cases of a split: Dice alone on `val`, which every round computes; all on `test`.
+
+    Args:
+        model: Loaded.
+        material: The site's cases.
+        split: Which of them.
+        study: Names the classes.
+        precision: Arithmetic of the forward pass.
+        pictures: Folder of this site for overlays and its table of cases; None: nothing is written.
+        annotation: The site's kind, drawn into the pictures.
+    """
+    classes = study.classes
     rows, predictions = [], []
     for index in range(len(material.cases[split])):
         features = material.features(split, index)
         truth, spacing = material.truth(split, index)
-        prediction = predict(model, features, (truth.shape[0], truth.shape[1]))
+        prediction = predict(model, features, (truth.shape[0], truth.shape[1]), precision)
         if split == "val":
             rows.append({"dice": float(dice_per_class(prediction, truth, len(classes)).mean())})
         else:
             rows.append(segmentation_metrics(prediction, truth, classes, spacing))
         predictions.append(prediction)
-    return rows, predictions
+    if pictures is not None and rows:
+        _write_pictures(pictures, material, split, rows, predictions, classes, annotation)
+    return mean_metrics(rows)
 
 
-def write_pictures(
+def _write_pictures(
     folder: Path,
     material: Material,
     split: Literal["val", "test"],

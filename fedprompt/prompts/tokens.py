@@ -1,0 +1,48 @@
+"""Visual prompt tokens in the last blocks of a frozen transformer (VPT, ECCV 2022), with zero gates."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedprompt.backbones.attention import Tokens
+from fedprompt.backbones.base import Geometry
+from fedprompt.config import TokenOptions
+from fedprompt.manifest import Scope
+from fedprompt.prompts.base import InjectionPoint, Prompt
+
+__all__ = ["VisualTokens", "first_block"]
+
+
+def first_block(geometry: Geometry, blocks: int) -> int:
+    """Index of the first of the last `blocks` transformer blocks; what lies before it is cached."""
+    return max(0, geometry.blocks - blocks)
+
+
+class VisualTokens(Prompt):
+    """Tokens (E, P, width) of the E blocks that they enter, gates (L, heads) of the L blocks that see them.
+
+    Deep tokens enter every one of these blocks, shallow ones the first and travel on. Gates start at zero.
+    """
+
+    scope = Scope.SHARED
+    injection = InjectionPoint.TOKENS
+
+    def __init__(self, options: TokenOptions, geometry: Geometry) -> None:
+        super().__init__()
+        self.start = first_block(geometry, options.blocks)
+        seeing = geometry.blocks - self.start
+        entered = seeing if options.depth == "deep" else 1
+        self.tokens = nn.Parameter(torch.zeros(entered, options.count, geometry.width))
+        self.gates = nn.Parameter(torch.zeros(seeing, geometry.heads))
+
+    def reset(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.tokens, generator=generator)
+        nn.init.zeros_(self.gates)
+
+    def forward(self) -> Tokens:
+        """The tokens by block."""
+        return Tokens(
+            enter={self.start + i: tokens for i, tokens in enumerate(self.tokens)},
+            gates={self.start + i: gate for i, gate in enumerate(self.gates)},
+        )
