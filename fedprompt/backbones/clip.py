@@ -76,6 +76,11 @@ class CLIP(HubBackbone):
         super().save_encoder(folder)
         self.tokenizer.save_pretrained(folder)
 
+    @property
+    def leading(self) -> int:
+        """Rows of the hidden state in front of the patches."""
+        return 1
+
     def encode(self, images: Tensor, stop: int | None = None) -> Features:
         vision = self.encoder.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(images, interpolate_pos_encoding=True))

@@ -62,12 +62,18 @@ class TokenOptions(Table):
     blocks: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="How many of the last transformer blocks see tokens; what lies before is cached"
     )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="Classification: share of the patches, drawn anew, that a training step sees"
+    )
 
 
 class DomainOptions(Table):
     count: Annotated[int, Field(ge=1, le=256)] = Field(4, description="Prompt tokens per block they enter")
     blocks: Annotated[int, Field(ge=1, le=256)] = Field(
         4, description="How many of the last transformer blocks see tokens; what lies before is cached"
+    )
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="Classification: share of the patches, drawn anew, that a training step sees"
     )
     domains: Annotated[int, Field(ge=1, le=16)] = Field(
         3, description="Pseudo-domains inside a site, found by clustering style features"

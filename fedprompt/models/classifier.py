@@ -37,6 +37,7 @@ class PromptedClassifier(PromptedModel):
     pooled feature is compared with the text features of the classes, as in its zero-shot use.
     """
 
+    head_rate = 0.1  # a linear head on frozen features overfits at the rate that prompts need
     fixed_text: Tensor
 
     def __init__(self, backbone: Backbone, study: Study, annotation: Annotation) -> None:

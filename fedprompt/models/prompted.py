@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fedprompt.backbones.base import Backbone, Features
 from fedprompt.config import Annotation, Study
 from fedprompt.manifest import Manifest, Scope, TensorSpec
 from fedprompt.prompts import Prompt, build_prompts
+from fedprompt.prompts.domain import style
 
 if TYPE_CHECKING:
     from fedprompt.prompts import DomainPrompt
@@ -51,9 +52,11 @@ class PromptedModel(nn.Module):
         start: Index of the transformer block in front of which the model takes the hidden state; None where
             it takes the backbone's features.
         head_scopes: Scope of each module beside prompts and backbone that trains.
+        head_rate: Factor of the study's learning rate for these modules.
     """
 
     head_scopes: dict[str, Scope]
+    head_rate: ClassVar[float] = 1.0
 
     def __init__(self, backbone: Backbone, study: Study, annotation: Annotation) -> None:
         super().__init__()
@@ -76,11 +79,20 @@ class PromptedModel(nn.Module):
         """Name of what `encode` gives: the same name, the same numbers for the same frozen backbone."""
         if self.trains_backbone:
             return "image"
+        if "domain" in self.prompts:
+            return f"block-{self.start}-style"
         return "encoder" if self.start is None else f"block-{self.start}"
 
     def encode(self, images: Tensor) -> Features:
-        """Preprocessed images (B, 3, S, S) to what `forward` takes: everything before the first prompt."""
-        return self.backbone.encode(images, stop=self.start)
+        """Preprocessed images (B, 3, S, S) to what `forward` takes: everything before the first prompt.
+
+        With domain prompts the styles of the images come behind it.
+        """
+        state = self.backbone.encode(images, stop=self.start)
+        if "domain" not in self.prompts:
+            return state
+        early = self.backbone.encode(images, stop=self.prompts["domain"].style_block)  # type: ignore[arg-type]
+        return (*state, style(early))
 
     def prompted(
         self, state: Features, *, domain_weights: Tensor | None = None, peers_row: Tensor | None = None
@@ -97,15 +109,25 @@ class PromptedModel(nn.Module):
             features = state
         elif "domain" in self.prompts:
             domain: DomainPrompt = self.prompts["domain"]  # type: ignore[assignment]
-            domains = domain.mix(state)
+            domains = domain.mix(state[1])
             weights = domains.softmax(dim=1) if domain_weights is None else domain_weights
-            features = self.backbone.resume(state, self.start, domain(weights))
+            features = self.backbone.resume(state[:1], self.start, domain(weights))
         else:
             features = self.backbone.resume(state, self.start, self.prompts["tokens"]())
         if "fusion" not in self.prompts:
             return Prompted(features, domains=domains)
         deepest, fused, fused_peers = self._fused(features[-1], peers_row)
         return Prompted((*features[:-1], deepest), fused, fused_peers, domains)
+
+    def rate_of(self, name: str) -> float:
+        """Factor of the study's learning rate for a parameter of this model."""
+        place, _, rest = name.partition(".")
+        if place == "prompts":
+            kind, _, tensor = rest.partition(".")
+            prompt = self.prompts[kind]
+            assert isinstance(prompt, Prompt)  # noqa: S101 - for the type checker
+            return prompt.rate_of(tensor)
+        return self.head_rate if place in self.head_scopes else 1.0
 
     def manifest(self) -> Manifest:
         """Every trained tensor and every constant, with the scope that its prompt or head declares."""

@@ -32,15 +32,21 @@ class Prompt(nn.Module, ABC):
         scope: Scope of its tensors unless `scopes` or a strategy says otherwise.
         scopes: Scope of the tensors whose name begins with a key.
         injection: Where it enters.
+        rates: Factor of the study's learning rate for the tensors whose name begins with a key.
     """
 
     scope: ClassVar[Scope]
     scopes: ClassVar[Mapping[str, Scope]] = {}
     injection: ClassVar[InjectionPoint]
+    rates: ClassVar[Mapping[str, float]] = {}
 
     @abstractmethod
     def reset(self, generator: torch.Generator) -> None:
         """Draws the initial values. With all prompts at them, the model equals the frozen backbone."""
+
+    def rate_of(self, name: str) -> float:
+        """Factor of the study's learning rate for the tensor `name` of this module."""
+        return next((rate for start, rate in self.rates.items() if name.startswith(start)), 1.0)
 
     def scope_of(self, name: str) -> Scope:
         """Scope of the tensor `name` of this module."""

@@ -18,10 +18,11 @@ from fedprompt.backbones.base import Features, Geometry
 from fedprompt.config import DomainOptions
 from fedprompt.manifest import Scope
 from fedprompt.prompts.base import InjectionPoint, Prompt
-from fedprompt.prompts.tokens import first_block
+from fedprompt.prompts.tokens import GATE_RATES, TOKEN_SPREAD, first_block
 
 __all__ = ["DomainPrompt", "style"]
 
+_STYLE_BLOCK = 2  # scanners are told apart best by what early blocks see
 _SPREAD = 0.02  # standard deviation of the initial factors around one
 
 
@@ -34,17 +35,20 @@ def style(state: Features) -> Tensor:
 class DomainPrompt(Prompt):
     """Base tokens (L, P, width), factors u (K, P) and v (K, width), gates (L, heads) and an adapter.
 
-    Gates start at zero. A site without trained factors (a newcomer) uses the base tokens as they are.
+    Style is that of the hidden state in front of block `style_block`. Gates start at zero. A site without
+    trained factors (a newcomer) uses the base tokens as they are.
     """
 
     scope = Scope.SHARED
     scopes = {"u": Scope.PERSONAL, "v": Scope.PERSONAL, "adapter": Scope.PERSONAL}  # noqa: RUF012
     injection = InjectionPoint.TOKENS
+    rates = GATE_RATES
 
     def __init__(self, options: DomainOptions, geometry: Geometry) -> None:
         super().__init__()
         self.domains = options.domains
         self.start = first_block(geometry, options.blocks)
+        self.style_block = min(_STYLE_BLOCK, self.start)
         seeing = geometry.blocks - self.start
         self.base = nn.Parameter(torch.zeros(seeing, options.count, geometry.width))
         self.gates = nn.Parameter(torch.zeros(seeing, geometry.heads))
@@ -57,7 +61,7 @@ class DomainPrompt(Prompt):
         )
 
     def reset(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.base, generator=generator)
+        nn.init.normal_(self.base, std=TOKEN_SPREAD, generator=generator)
         nn.init.zeros_(self.gates)
         for factor in (self.u, self.v):
             nn.init.normal_(factor, mean=1.0, std=_SPREAD, generator=generator)
@@ -67,10 +71,9 @@ class DomainPrompt(Prompt):
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def mix(self, state: Features) -> Tensor:
-        """Logits (B, K) of the domains for images with a hidden state in front of block `start`."""
-        described = style(state)
-        logits: Tensor = self.adapter(F.layer_norm(described, described.shape[1:]))
+    def mix(self, styles: Tensor) -> Tensor:
+        """Logits (B, K) of the domains for images with these styles (B, 2 width)."""
+        logits: Tensor = self.adapter(F.layer_norm(styles, styles.shape[1:]))
         return logits
 
     def forward(self, weights: Tensor) -> Tokens:
@@ -78,5 +81,5 @@ class DomainPrompt(Prompt):
         factors = torch.einsum("bk,kp,kd->bpd", weights, self.u, self.v)
         return Tokens(
             enter={self.start + i: base * factors for i, base in enumerate(self.base)},
-            gates={self.start + i: gate for i, gate in enumerate(self.gates)},
+            gates={self.start + i: gate for i, gate in enumerate(self.gates.tanh())},
         )

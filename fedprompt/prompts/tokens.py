@@ -11,7 +11,13 @@ from fedprompt.config import TokenOptions
 from fedprompt.manifest import Scope
 from fedprompt.prompts.base import InjectionPoint, Prompt
 
-__all__ = ["VisualTokens", "first_block"]
+__all__ = ["GATE_RATES", "TOKEN_SPREAD", "VisualTokens", "first_block"]
+
+# A LayerNorm follows the tokens, so their initial size decides only how fast they turn. Gates must open
+# within some ten steps, or the tokens, whose gradient they scale, learn nothing; a hyperbolic tangent bounds
+# them.
+TOKEN_SPREAD = 0.1
+GATE_RATES = {"gates": 30.0}
 
 
 def first_block(geometry: Geometry, blocks: int) -> int:
@@ -22,11 +28,13 @@ def first_block(geometry: Geometry, blocks: int) -> int:
 class VisualTokens(Prompt):
     """Tokens (E, P, width) of the E blocks that they enter, gates (L, heads) of the L blocks that see them.
 
-    Deep tokens enter every one of these blocks, shallow ones the first and travel on. Gates start at zero.
+    Deep tokens enter every one of these blocks, shallow ones the first and travel on. Gates start at zero and
+    act through a hyperbolic tangent.
     """
 
     scope = Scope.SHARED
     injection = InjectionPoint.TOKENS
+    rates = GATE_RATES
 
     def __init__(self, options: TokenOptions, geometry: Geometry) -> None:
         super().__init__()
@@ -37,12 +45,12 @@ class VisualTokens(Prompt):
         self.gates = nn.Parameter(torch.zeros(seeing, geometry.heads))
 
     def reset(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.tokens, generator=generator)
+        nn.init.normal_(self.tokens, std=TOKEN_SPREAD, generator=generator)
         nn.init.zeros_(self.gates)
 
     def forward(self) -> Tokens:
         """The tokens by block."""
         return Tokens(
             enter={self.start + i: tokens for i, tokens in enumerate(self.tokens)},
-            gates={self.start + i: gate for i, gate in enumerate(self.gates)},
+            gates={self.start + i: gate for i, gate in enumerate(self.gates.tanh())},
         )

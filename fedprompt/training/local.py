@@ -78,7 +78,7 @@ def train_round(
     scaler = precision.scaler()
     parameters = dict(model.named_parameters())
     anchors = {name: parameters[name].detach().clone() for name in anchored}
-    sums: dict[str, float] = {}
+    values: dict[str, list[float]] = {}
     for batch in batches:
         with precision.autocast():
             parts = objective(batch)
@@ -96,32 +96,27 @@ def train_round(
         scaler.step(adamw)
         scaler.update()
         for name, value in {**parts, "total": total}.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+            values.setdefault(name, []).append(float(value.detach()))
     return Trained(
         arrays=trained_arrays(model),
         optimiser=_state(adamw, model),
-        loss={name: value / len(batches) for name, value in sums.items()},
+        loss={name: sum(found) / len(found) for name, found in values.items()},
         cases=len({case for batch in batches for case, _ in batch}),
     )
 
 
-# Prompt tensors that are no weights of a layer: decay would pull them to nothing in particular.
-_PROMPT_TENSORS = (".map", ".row", ".tokens", ".gates", ".base", ".u", ".v", ".context", ".sparse", ".maps")
-
-
 def _adamw(model: PromptedModel, study: Study, round: int) -> torch.optim.AdamW:
+    """One group per learning rate and decay; weights of layers decay, all else (maps, tokens, biases) not."""
     settings = study.training
     rate = settings.learning_rate * (1 - (round - 1) / study.rounds.count) ** 0.9
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_prompt = name.endswith(_PROMPT_TENSORS)
-        (free if is_prompt or parameter.ndim < 2 else decayed).append(parameter)
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name.endswith("weight")
+            key = (rate * model.rate_of(name), settings.weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}],
-        lr=rate,
+        [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
     )
 
 

@@ -17,7 +17,6 @@ from fedprompt.data.cache import FeatureKey
 from fedprompt.data.cases import Case
 from fedprompt.data.samples import Sample, load_sample
 from fedprompt.models import PromptedModel
-from fedprompt.prompts.domain import style
 from fedprompt.training.domains import pseudo_domains
 from fedprompt.training.views import View
 from fedprompt.training.workspace import Workspace
@@ -92,7 +91,7 @@ class Material:
     def _domains(self) -> np.ndarray:
         """Pseudo-domain of every train case, by the style of its unaugmented image."""
         count = self._study.prompts.domain.domains if self._study.prompts.domain else 1
-        styles = [style(self.features("train", index))[0] for index in range(len(self.cases["train"]))]
+        styles = [self.features("train", index)[1][0] for index in range(len(self.cases["train"]))]
         return pseudo_domains(torch.stack(styles).cpu().numpy(), count, self._study.seed)
 
     def _prepare(self, case: Case) -> None:

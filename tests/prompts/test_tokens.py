@@ -73,12 +73,12 @@ def test_factors_and_adapter_are_personal_and_the_rest_is_shared(domain: DomainP
 def test_an_untrained_adapter_mixes_all_domains_evenly_and_a_trained_one_by_style(
     domain: DomainPrompt,
 ) -> None:
-    state = (torch.randn(6, 10, 8, generator=seeded(2)),)
+    state = torch.randn(6, 10, 8, generator=seeded(2))
     with torch.no_grad():
-        assert torch.equal(domain.mix(state), torch.zeros(6, 4))
+        assert torch.equal(domain.mix(style((state,))), torch.zeros(6, 4))
         torch.nn.init.normal_(domain.adapter[2].weight, generator=seeded(3))
-        told = domain.mix(state)
-        brighter = domain.mix((state[0] * 3 + torch.linspace(-5, 5, 8),))
+        told = domain.mix(style((state,)))
+        brighter = domain.mix(style((state * 3 + torch.linspace(-5, 5, 8),)))
     assert told.shape == (6, 4)
     assert not torch.allclose(told, brighter)
 
