@@ -28,11 +28,11 @@ import torch
 import transformers
 
 from fedprompt.backbones.base import Backbone, freeze
-from fedprompt.config import Annotation, Study, study_from_mapping
+from fedprompt.config import PHANTOM_CLASSES, Annotation, Study, study_from_mapping
 from fedprompt.data.cache import FeatureCache
 from fedprompt.data.federation import read_federation
 from fedprompt.data.phantoms import write_phantoms
-from fedprompt.families import backbone_class, default_prompts, family
+from fedprompt.families import Task, backbone_class, default_prompts, family
 from fedprompt.manifest import Scope
 from fedprompt.models import PromptedClassifier, build_model, study_manifest
 from fedprompt.training import Session, Workspace
@@ -43,6 +43,7 @@ from fedprompt.training.segmentation import SegmentationObjective
 from fedprompt.training.views import View
 
 Row = dict[str, Any]
+Prompts = dict[str, dict[str, Any]]  # tables of the study
 
 # The usual size of every family: the defaults of transformers, but DINOv2 as published.
 ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -60,21 +61,21 @@ OTHERS = {
     "monai-unet": "MONAI UNet",
     "swin-unetr": "MONAI SwinUNETR (width 24)",
 }
-MAPS = ("universal", "data-aware", "fusion")
-CACHED = {  # prompts of the cache benchmark, all of classification
-    "generated": ("generated",),
-    "universal + data-aware + fusion": MAPS,
-    "tokens (last 4 blocks)": ("tokens",),
+# Prompts of the cache benchmark, all of classification. By default a step with tokens sees a part of the
+# patches, with and without the cache; the last row sees all.
+CACHED: dict[str, Prompts] = {
+    "generated": {"generated": {}},
+    "universal + data-aware + fusion": {"universal": {}, "data-aware": {}, "fusion": {}},
+    "tokens in the last 4 blocks": {"tokens": {"blocks": 4}},
+    "the same, all patches in each step": {"tokens": {"blocks": 4, "keep": 1.0}},
 }
+TASKS: tuple[Task, ...] = ("segmentation", "classification")
 BATCH = 8
 
 
-def make_study(task: str, name: str, prompts: tuple[str, ...] | None = None, **tables: Any) -> Study:
-    """A study with these prompts at their default options, by default with those that suit the backbone."""
-    values = {"name": "benchmark", "task": task, "backbone": {"name": name}, **tables}
-    if prompts is not None:
-        values["prompts"] = {prompt: {} for prompt in prompts}
-    return study_from_mapping(values, "benchmark")
+def make_study(task: str, name: str, prompts: Prompts, **tables: Any) -> Study:
+    values = {"name": "benchmark", "task": task, "backbone": {"name": name}, "prompts": prompts}
+    return study_from_mapping({**values, **tables}, "benchmark")
 
 
 def random_network(name: str) -> Any:
@@ -102,7 +103,7 @@ class Words:
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def random_backbone(name: str, task: str, classes: int) -> Backbone:
+def random_backbone(name: str, task: Task, classes: int) -> Backbone:
     """A frozen backbone of the usual size with random weights; segmentation gets a new decoder."""
     found: Any = backbone_class(name)
     if name not in ENCODERS:
@@ -118,11 +119,13 @@ def random_backbone(name: str, task: str, classes: int) -> Backbone:
 # ---------------------------------------------------------------------------------------------------- cache
 
 
-class NoCache(FeatureCache):
-    """Computes every feature anew."""
+class Switched(FeatureCache):
+    """Computes every feature anew while it is off."""
 
-    def get(self, _key, compute):
-        return compute()
+    on = True
+
+    def get(self, key, compute):
+        return super().get(key, compute) if self.on else compute()
 
 
 class Unmapped(FeatureCache):
@@ -134,7 +137,11 @@ class Unmapped(FeatureCache):
 
 
 def cache_rows(images: int, pairs: int, views: int) -> list[Row]:
-    """Local epochs over one site's images: features computed anew, from memory, and from the disk."""
+    """Local epochs over one site's images: features computed anew, from memory, and from the disk.
+
+    `disk` maps every file again at every access, with no memory for features; `restarted` is the first epoch
+    of a process that finds the files of an earlier one, so that it also reads and augments the images.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         random_network("vit").save_pretrained(folder / "vit")
@@ -145,7 +152,7 @@ def cache_rows(images: int, pairs: int, views: int) -> list[Row]:
         ]
 
 
-def _epochs(prompts: tuple[str, ...], folder: Path, images: int, pairs: int, views: int) -> Row:
+def _epochs(prompts: Prompts, folder: Path, images: int, pairs: int, views: int) -> Row:
     study = make_study(
         "classification",
         "vit",
@@ -156,11 +163,10 @@ def _epochs(prompts: tuple[str, ...], folder: Path, images: int, pairs: int, vie
     )
     site = read_federation(folder / "sites", study)[0]
     kept = folder / "features"
-    cached = Workspace.open(study)
+    workspace = Workspace.open(study)
 
-    def opened(cache: FeatureCache | None) -> Session:
-        workspace = cached if cache is None else replace(cached, cache=cache)
-        session = Session(study, site, workspace, simulate=True)
+    def opened(cache: FeatureCache) -> Session:
+        session = Session(study, site, replace(workspace, cache=cache), simulate=True)
         assert session.counts.train == images, f"--images: expected at most {session.counts.train}"
         return session
 
@@ -170,16 +176,16 @@ def _epochs(prompts: tuple[str, ...], folder: Path, images: int, pairs: int, vie
         session.train(initial, {}, round=number, peers={})
         return time.perf_counter() - start
 
-    bare, memory = opened(NoCache(0)), opened(None)
-    disk = opened(Unmapped(0, folder=kept))
+    switched = Switched(workspace.cache.limit)
+    memory, disk = opened(switched), opened(Unmapped(0, folder=kept))
     first = {"first_memory": epoch(memory, 1), "first_disk": epoch(disk, 1)}
-    epoch(bare, 1)  # reads the images, as the first epoch of the others
-    for number in range(2, 2 + 4 * views):  # every view has been seen, the optimiser's code is warm
-        epoch(memory, number)
-        epoch(disk, number)
+    for session in (memory, disk):
+        epoch(session, 2)  # warm
     times = []
-    for number in range(6, 6 + pairs):
-        without = epoch(bare, number)
+    for number in range(3, 3 + pairs):
+        switched.on = False
+        without = epoch(memory, number)
+        switched.on = True
         restarted = epoch(opened(FeatureCache(0, folder=kept)), number)
         times.append((without, epoch(memory, number), epoch(disk, number), restarted))
     columns = dict(zip(("without", "memory", "disk", "restarted"), zip(*times, strict=True), strict=True))
@@ -195,6 +201,7 @@ def _epochs(prompts: tuple[str, ...], folder: Path, images: int, pairs: int, vie
 
 
 def print_cache(rows: list[Row]) -> None:
+    print(f"{rows[0]['images']} images per epoch; first: it fills the cache; ratios against `without`, range")
     print("| prompts | without | first, memory | first, disk | memory | disk | restarted | kB per view |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -215,33 +222,28 @@ def parameter_rows() -> list[Row]:
     """What trains and what travels, for every family, task and a choice of prompts."""
     rows = []
     for name in (*ENCODERS, *OTHERS):
-        for task in ("segmentation", "classification"):
+        for task in TASKS:
             if task not in family(name).prompts:
                 continue
-            classes = len(make_study(task, "embedded-unet").classes)
+            classes = len(PHANTOM_CLASSES[task])
             # Shapes without numbers; but the context of CLIP is a copy of numbers, and MONAI reads some.
             with torch.device("cpu" if name == "clip" or name in OTHERS else "meta"):
                 backbone = random_backbone(name, task, classes)
             for prompts in _choices(name, task):
                 strategy = {"name": "fedlppa" if "data_aware" in prompts else "fedavg"}
-                rows.append(_parameters(backbone, make_study(task, name, prompts, strategy=strategy)))
+                tables: Prompts = {prompt: {} for prompt in prompts}
+                rows.append(_parameters(backbone, make_study(task, name, tables, strategy=strategy)))
     return rows
 
 
-def _choices(name: str, task: str) -> list[tuple[str, ...]]:
+def _choices(name: str, task: Task) -> list[tuple[str, ...]]:
     """The default prompts of a family first, then others that fit."""
-    fitting = family(name).prompts[task]  # type: ignore[index]
-    usual = tuple(default_prompts(name, task))  # type: ignore[arg-type]
-    choices = [usual]
-    if "tokens" in fitting:
-        alone = ("class_prompts",) if "class_prompts" in fitting else ()
-        choices += [("tokens", *alone), ("domain", *alone)]
+    fitting = family(name).prompts[task]
+    needed = ("class_prompts",) if "class_prompts" in fitting else ()
+    choices = [default_prompts(name, task), ("tokens", *needed), ("domain", *needed)]
     if task == "classification":
-        choices += [("generated",)] if "generated" in fitting else []
-        choices += [("text",)] if "text" in fitting else []
-        choices += [("universal", "data_aware", "fusion")] if "fusion" in fitting else []
-    seen: list[tuple[str, ...]] = []
-    return [c for c in choices if not (sorted(c) in map(sorted, seen) or seen.append(c))]
+        choices += [("generated",), ("text",), ("universal", "data_aware", "fusion")]
+    return list(dict.fromkeys(prompts for prompts in choices if fitting.issuperset(prompts)))
 
 
 def _parameters(backbone: Backbone, study: Study) -> Row:
@@ -251,9 +253,8 @@ def _parameters(backbone: Backbone, study: Study) -> Row:
     sizes = {scope.value: manifest.select(scope).size() for scope in Scope}
     trained = sum(names[spec.name].numel() for spec in manifest if spec.name in names)
     frozen = sum(parameter.numel() for parameter in backbone.parameters())
-    label = ENCODERS[backbone.name][0] if backbone.name in ENCODERS else OTHERS[backbone.name]
     return {
-        "backbone": label,
+        "backbone": ENCODERS[backbone.name][0] if backbone.name in ENCODERS else OTHERS[backbone.name],
         "task": study.task,
         "prompts": list(study.prompts.used()),
         "strategy": study.strategy.name,
@@ -272,15 +273,19 @@ def print_parameters(rows: list[Row]) -> None:
         prompts = " + ".join(name.replace("_", "-") for name in row["prompts"])
         print(
             f"| {row['backbone']} | {row['parameters']:,} | {row['task']}, {row['strategy']} | {prompts} | "
-            f"{row['trained']:,} | {row['percent']:.2f} % | {row['bytes_up'] / 1e3:.0f} kB |"
+            f"{row['trained']:,} | {row['percent']:.2g} % | {row['bytes_up'] / 1e3:.0f} kB |"
         )
 
 
 # --------------------------------------------------------------------------------------------------- device
 
-_DEVICE_PROMPTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "vit": {"generated": ("generated",), "tokens": ("tokens",), "domain": ("domain",)},
-    "sam": {"class-prompts": ("class-prompts",), "class-prompts + tokens": ("class-prompts", "tokens")},
+# With tokens the encoder's last blocks are part of every step.
+DEVICE_PROMPTS: dict[str, dict[str, Prompts]] = {
+    "vit": {name: {name: {}} for name in ("generated", "tokens", "domain")},
+    "sam": {
+        "class-prompts": {"class-prompts": {}},
+        "class-prompts + tokens": {"class-prompts": {}, "tokens": {}},
+    },
 }
 
 
@@ -289,10 +294,11 @@ def device_rows(names: list[str], batch: int, repeat: int) -> list[Row]:
     precisions = ("fp32", "bf16") if torch.cuda.is_available() else ("fp32",)
     rows = []
     for name in names:
-        for label in _DEVICE_PROMPTS[name]:
+        for label in DEVICE_PROMPTS[name]:
             for precision in precisions:
                 command = [sys.executable, "-W", "ignore", __file__, "one", name, label, precision]
                 command += ["--batch", str(batch), "--repeat", str(repeat)]
+                command += ["--threads", str(torch.get_num_threads())]
                 result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 rows.append(json.loads(result.stdout.splitlines()[-1]))
     return rows
@@ -301,11 +307,11 @@ def device_rows(names: list[str], batch: int, repeat: int) -> list[Row]:
 def one_device_row(name: str, label: str, wanted: str, batch: int, repeat: int) -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = Precision.choose(wanted, device)  # type: ignore[arg-type]
-    task = "segmentation" if name == "sam" else "classification"
+    task: Task = "segmentation" if name == "sam" else "classification"
     study = make_study(
         task,
         name,
-        _DEVICE_PROMPTS[name][label],
+        DEVICE_PROMPTS[name][label],
         training={"steps": 1, "batch-size": batch},
         strategy={"name": "fedavg"},
     )
@@ -418,14 +424,15 @@ def main() -> None:
     parser.add_argument("one", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--images", type=int, default=24, help="cache: images of an epoch, multiple of 8")
-    parser.add_argument("--pairs", type=int, default=5, help="cache: repetitions")
+    parser.add_argument("--images", type=int, default=16, help="cache: images of an epoch, multiple of 8")
+    parser.add_argument("--pairs", type=int, default=3, help="cache: repetitions")
     parser.add_argument("--views", type=int, default=1, help="cache: augmented views per image")
     parser.add_argument("--backbones", default="vit", help="device: some of vit,sam")
-    parser.add_argument("--batch", type=int, default=8, help="device")
+    parser.add_argument("--batch", type=int, default=8 if torch.cuda.is_available() else 2, help="device")
     parser.add_argument("--repeat", type=int, default=3, help="device: calls per median")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
     if options.what == "one":
         print(json.dumps(one_device_row(*options.one, options.batch, options.repeat)))
         return

@@ -40,8 +40,8 @@ SHOWN = ("auroc", "balanced_accuracy")
 
 @dataclass(frozen=True)
 class Result:
-    """Test metrics of one scanner after one session; `kept` is the share of the balanced accuracy that the
-    scanner had right after its own session."""
+    """Test metrics of one scanner after one session; `before` is its balanced accuracy right after its own
+    session, under that session's prompts alone."""
 
     seed: int
     session: int
@@ -50,8 +50,8 @@ class Result:
     cases: int
     bank: dict[str, float]
     alone: dict[str, float]
-    kept_bank: float
-    kept_alone: float
+    before_bank: float
+    before_alone: float
     routed: float
     far: float
     entry_bytes: int
@@ -143,7 +143,7 @@ def run(scanners: list[Scanner], bank: DomainBank, seed: int) -> Iterator[Result
             far = bank.far(styles)
             right = (bank.route(styles).argmax(axis=1) == own) & ~far
             with_bank, alone = seen.with_bank(bank), seen.alone(running)
-            before, before_alone = fresh[seen.name]
+            before_bank, before_alone = fresh[seen.name]
             yield Result(
                 seed=seed,
                 session=number,
@@ -152,8 +152,8 @@ def run(scanners: list[Scanner], bank: DomainBank, seed: int) -> Iterator[Result
                 cases=len(styles),
                 bank=with_bank,
                 alone=alone,
-                kept_bank=with_bank["balanced_accuracy"] / before,
-                kept_alone=alone["balanced_accuracy"] / before_alone,
+                before_bank=before_bank,
+                before_alone=before_alone,
                 routed=float(right.mean()),
                 far=float(far.mean()),
                 entry_bytes=bank.entries[own].nbytes,
@@ -180,8 +180,9 @@ def table(results: list[Result]) -> str:
         cells = [f"{session} ({rows[0].trained})", scanner]
         for name in SHOWN:
             cells += [_spread([r.bank[name] for r in rows]), _spread([r.alone[name] for r in rows])]
-        for name in ("kept_bank", "kept_alone", "routed", "far"):
-            cells.append(_spread([getattr(r, name) for r in rows]))
+        cells.append(_share([(r.bank[SHOWN[1]], r.before_bank) for r in rows]))
+        cells.append(_share([(r.alone[SHOWN[1]], r.before_alone) for r in rows]))
+        cells += [_spread([r.routed for r in rows]), _spread([r.far for r in rows])]
         lines.append(" | ".join([*cells, f"{rows[0].entry_bytes:,}"]))
     return "\n".join(f"| {line} |" for line in lines)
 
@@ -260,6 +261,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:
     return {name: metrics[name] for name in SHOWN}
+
+
+def _share(pairs: list[tuple[float, float]]) -> str:
+    """Of what was there before, both as means over the seeds."""
+    now, before = (statistics.mean(side) for side in zip(*pairs, strict=True))
+    return f"{now / before:.1%}" if before else "-"
 
 
 def _spread(values: list[float]) -> str:

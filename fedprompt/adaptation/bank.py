@@ -140,13 +140,11 @@ class DomainBank:
         """
         if not self.entries:
             return {}
-        first = self.entries[0].arrays
-        return {
-            name: np.mean([e.arrays[name] for e in self.entries], axis=0, dtype=np.float64).astype(
-                array.dtype
-            )
-            for name, array in first.items()
-        }
+        means: Arrays = {}
+        for name, array in self.entries[0].arrays.items():
+            kept = [entry.arrays[name] for entry in self.entries]
+            means[name] = np.mean(kept, axis=0, dtype=np.float64).astype(array.dtype)
+        return means
 
     def route(self, styles: np.ndarray) -> np.ndarray:
         """Weights (N, entries) of the entries for style vectors (N, D); rows sum to 1.
@@ -261,11 +259,11 @@ def predict(bank: DomainBank, model: PromptedClassifier, state: Features, styles
         if answer is None:
             answer = np.zeros((len(styles), found.shape[1]))
         answer[rows] += share[rows, None] * found
-    return np.zeros((0, 0), np.float32) if answer is None else answer.astype(np.float32)
+    return np.asarray(np.zeros((0, 0)) if answer is None else answer, dtype=np.float32)
 
 
 def _offsets(entry: Entry, styles: np.ndarray) -> np.ndarray:
-    return np.asarray(styles, dtype=np.float64) - entry.mean
+    return np.asarray(styles.astype(np.float64) - entry.mean)
 
 
 def _shrunk(variance: np.ndarray) -> np.ndarray:
@@ -289,12 +287,8 @@ def _left_out_distances(styles: np.ndarray) -> np.ndarray:
 
 def _manifest(entry: Entry) -> Manifest:
     """Every tensor of an entry is personal, also those that were shared while they were trained."""
-    return Manifest(
-        tuple(
-            TensorSpec(name, array.shape, str(array.dtype), Scope.PERSONAL)
-            for name, array in entry.arrays.items()
-        )
-    )
+    specs = (TensorSpec(n, a.shape, str(a.dtype), Scope.PERSONAL) for n, a in entry.arrays.items())
+    return Manifest(tuple(specs))
 
 
 def _entry(number: int, listed: Mapping[str, Any], arrays: Arrays) -> Entry:
