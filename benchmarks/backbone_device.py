@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from backbone_models import (
     ENCODERS,
+    Prompts,
     Row,
     make_study,
     random_backbone,
