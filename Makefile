@@ -15,10 +15,10 @@ demo: install
 	$(BIN)/fedprompt simulate --compare frozen,local
 
 test: install-dev lint
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 test-slow: install-dev
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 lint: install-dev
 	$(BIN)/ruff check .

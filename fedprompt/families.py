@@ -37,6 +37,7 @@ class Family:
             that `fedprompt backbone pretrain` wrote.
         prompts: Per task the prompts that fit, as the study's `[prompts]` tables name them.
         summary: What it is, in one line.
+        side: Usual side of its images in pixels, which `fedprompt study new` writes.
     """
 
     name: str
@@ -44,12 +45,14 @@ class Family:
     origins: tuple[Origin, ...]
     prompts: Mapping[Task, frozenset[str]]
     summary: str
+    side: int = 224
 
 
 def _convolutional(
-    name: str, implementation: tuple[str, str], origins: tuple[Origin, ...], summary: str
+    name: str, implementation: tuple[str, str], origins: tuple[Origin, ...], summary: str, side: int = 224
 ) -> Family:
-    return Family(name, implementation, origins, {"segmentation": _DENSE, "classification": _POOLED}, summary)
+    prompts: dict[Task, frozenset[str]] = {"segmentation": _DENSE, "classification": _POOLED}
+    return Family(name, implementation, origins, prompts, summary, side)
 
 
 def _transformer(name: str, implementation: tuple[str, str], summary: str) -> Family:
@@ -71,6 +74,7 @@ FAMILIES: dict[str, Family] = {
             ("embedded_unet", "EmbeddedUNet"),
             ("package", "pretrain"),
             "U-Net of 0.8 M parameters that comes with the package",
+            side=128,
         ),
         _convolutional(
             "mobilenet-v2", ("mobilenet_v2", "MobileNetV2"), _HUB, "MobileNetV2 with a light decoder"
@@ -79,8 +83,12 @@ FAMILIES: dict[str, Family] = {
         _convolutional(
             "convnext", ("convnext", "ConvNeXt"), _HUB, "ConvNeXt and ConvNeXt V2 with a light decoder"
         ),
-        _convolutional("monai-unet", ("monai_unet", "MonaiUNet"), ("pretrain",), "MONAI's residual 2-D UNet"),
-        _convolutional("swin-unetr", ("swin_unetr", "SwinUNETR"), ("pretrain",), "MONAI's 2-D SwinUNETR"),
+        _convolutional(
+            "monai-unet", ("monai_unet", "MonaiUNet"), ("pretrain",), "MONAI's residual 2-D UNet", 128
+        ),
+        _convolutional(
+            "swin-unetr", ("swin_unetr", "SwinUNETR"), ("pretrain",), "MONAI's 2-D SwinUNETR", 128
+        ),
         _transformer("vit", ("vit", "ViT"), "Vision Transformer"),
         _transformer("dinov2", ("dinov2", "DINOv2"), "DINOv2 and its descendants, such as RAD-DINO"),
         Family(
@@ -96,6 +104,7 @@ FAMILIES: dict[str, Family] = {
             ("transformers",),
             {"segmentation": _SAM | _TOKENS},
             "Segment Anything and MedSAM: learned class prompts, points, boxes",
+            side=1024,
         ),
         Family(
             "sam2",
@@ -103,6 +112,7 @@ FAMILIES: dict[str, Family] = {
             ("transformers",),
             {"segmentation": _SAM},
             "Segment Anything 2 for single images",
+            side=1024,
         ),
     )
 }

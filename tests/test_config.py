@@ -28,6 +28,9 @@ SITE_IDS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,8}", fullmatch=True)
 POSITIVE = st.floats(1e-9, 1e9, allow_nan=False)
 NAMES = ", ".join(FAMILIES)
 NAME_WORDS = "up to 63 lower-case letters, digits and hyphens, no hyphen first"
+CLASS_NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5).filter(
+    lambda name: name == name.strip() and name.isprintable()
+)
 FEW = settings(max_examples=40, deadline=None)
 
 
@@ -43,9 +46,7 @@ def studies(draw: st.DrawFn) -> Study:
     values = {
         "name": draw(SITE_IDS),
         "seed": draw(st.integers(0, 2**31 - 1)),
-        "classes": draw(
-            st.lists(st.text(st.characters(codec="utf-8"), max_size=5), min_size=2, max_size=4, unique=True)
-        ),
+        "classes": draw(st.lists(CLASS_NAMES, min_size=2, max_size=4, unique_by=str.casefold)),
         "strategy": strategy,
         "rounds": {"count": draw(st.integers(1, 100_000)), "quorum": 1, "deadline": draw(POSITIVE)},
         "training": {"learning-rate": draw(POSITIVE), "validation": draw(st.floats(0, 0.99))},
@@ -126,6 +127,13 @@ def test_a_study_without_prompts_writes_an_empty_table() -> None:
         ("classes = ['a']", "classes: expected at least 2 values, got ['a']"),
         ("classes = ['a', 3]", "classes.1: expected a string, got 3"),
         ("classes = ['a', 'a']", "classes: class names must differ"),
+        ("classes = ['a', 'A']", "classes: class names must differ"),
+        ("classes = ['a', 'b ']", "classes: expected names without blanks around them, got 'b '"),
+        ("classes = ['a', '']", "classes: expected names without blanks around them, got ''"),
+        (
+            "task = 'classification'\n[backbone]\nname = 'clip'\n[prompts.text]\ntemplate = '{} here'",
+            "prompts.text.template: expected words and one {} behind them for the class name, got '{} here'",
+        ),
         ("[image]\nsize = 31", "image.size: expected at least 32, got 31"),
         (
             "[backbone]\nname = 'vit'\nfolder = 'a'\nhub = 'b/c'",

@@ -4,8 +4,8 @@
 
 Every run is a simulation as `fedprompt simulate` does it. The learning rate of `head`, the linear head that
 FedAvg trains on the same frozen features, is chosen per run among four by validation cases of the training
-sites; the prompts use the one of the study file. `hindsight` is the best of the rates on the left-out site itself,
-which nobody could have chosen. The left-out site gets the shared tensors alone.
+sites; the prompts use the one of the study file. `hindsight` is the best of the rates on the left-out site
+itself, which nobody could have chosen. The left-out site gets the shared tensors alone.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def study_of(options: argparse.Namespace, seed: int) -> Study:
         "seed": seed,
         "image": {"size": options.size},
         "backbone": {"name": "vit", "folder": options.backbone.resolve()},
-        "prompts": {options.prompt: {}},
+        "prompts": {options.prompt: {"blocks": options.blocks}},
         "strategy": {"name": "fedavg"},
         "rounds": {"count": options.rounds},
         "training": {"steps": options.steps, "batch-size": options.batch_size},
@@ -249,6 +249,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequence", type=names, default=["vienna-molemax", "vienna-modern"])
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--prompt", choices=("tokens", "domain"), default="tokens")
+    parser.add_argument("--blocks", type=int, default=4, help="last blocks that the tokens enter")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=16)

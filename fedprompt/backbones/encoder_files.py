@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ Encoder = Any  # a model of transformers, which takes a second to import and is 
 
 _CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # What a config.json may say to make transformers run code from a hub, read other files or change the weights.
@@ -134,6 +137,11 @@ def _check_weights(
         tensors[name].zero_()  # what is not used must not make two fingerprints of one folder
     for name, got, shape in sorted(report["mismatched_keys"]):
         raise DataError(f"{expected}, got {name} of shape {tuple(got)} instead of {tuple(shape)}")
+    known = {_NUMBER.sub("#", name) for name in tensors}
+    for name in sorted(report["unexpected_keys"]):  # heads are left out on purpose, further blocks are not
+        parts = _NUMBER.sub("#", name).split(".")
+        if any(".".join(parts[start:]) in known for start in range(len(parts) - 1)) and "#" in parts:
+            raise DataError(f"{expected} that its config.json describes, got {name} beside them")
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise DataError(f"{expected} to be finite, got NaN or infinity in {name}")
@@ -148,7 +156,7 @@ def read_preprocessing(source: Path | str, usual: Preprocessing) -> Preprocessin
     folder = locate(source)
     path = next((folder / name for name in _PROCESSORS if (folder / name).is_file()), None)
     if path is None:
-        return usual
+        return replace(usual, size=_trained_size(folder) or usual.size)
     stored = read_json(path)
     try:
         stored = stored.get("image_processor", stored)
@@ -161,6 +169,13 @@ def read_preprocessing(source: Path | str, usual: Preprocessing) -> Preprocessin
     if not all(map(math.isfinite, (*found.mean, *found.std))) or min(*found.std, found.size) <= 0:
         raise DataError(f"{path}: expected finite image_mean, positive image_std and size, got {found}")
     return found
+
+
+def _trained_size(folder: Path) -> int | None:
+    """The side of images that config.json names."""
+    stored = read_json(folder / "config.json")
+    found = {**stored.get("vision_config", {}), **stored}.get("image_size")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _normalisation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedprompt.artifacts import write_json
-from fedprompt.config import PHANTOM_CLASSES, Site, Study, load_study
+from fedprompt.config import PHANTOM_CLASSES, Annotation, Site, Study, load_study
 from fedprompt.errors import ConfigurationError
 
 __all__ = ["BASELINES", "FEDERATION", "Engine", "Plan", "baseline", "new_plan", "resumed_plan"]
@@ -89,6 +90,7 @@ def new_plan(
     _check_engine(engine)
     if (folder / _PLAN).exists() or (folder / "study.toml").exists():
         raise _taken(folder)
+    _check_cache(feature_cache)
     _check_backbone(study)
     sites = None if data is None else _checked_sites(data, study)
     names = tuple(dict.fromkeys(compare))
@@ -154,11 +156,27 @@ def _check_engine(engine: str) -> None:
         raise ConfigurationError("engine ray: Ray is not installed; pip install 'fedprompt[ray]'")
 
 
+def _check_cache(folder: Path | None) -> None:
+    """Makes the folder for features now: later, one that cannot be written would only cost time unseen."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"feature-cache: expected a folder that can be written, got {folder} ({error.strerror})"
+        ) from None
+
+
 def _check_backbone(study: Study) -> None:
     from fedprompt.backbones import load_backbone
+    from fedprompt.models import build_model
 
     backbone = load_backbone(study.backbone, task=study.task, classes=len(study.classes))
     backbone.check_size(study.image.size)
+    build_model(backbone, study, Annotation.FULL)  # prompts that do not fit say so
 
 
 def _checked_sites(data: Path, study: Study) -> list[Site]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from fedprompt.config import Study, load_study, study_from_mapping
 from fedprompt.config.template import study_toml
 from fedprompt.errors import ConfigurationError
+from fedprompt.families import FAMILIES
 
 __all__ = ["app"]
 
@@ -34,7 +35,9 @@ def new(
     """Write a study file with every setting, its meaning and its default."""
     from fedprompt.artifacts import write_atomic
 
-    study = study_from_mapping({"task": task, "backbone": {"name": backbone}}, "study new")
+    side = FAMILIES[backbone].side if backbone in FAMILIES else Study().image.size
+    values = {"task": task, "backbone": {"name": backbone}, "image": {"size": side}}
+    study = study_from_mapping(values, "study new")
 
     if file.is_dir():
         raise ConfigurationError(f"{file}: expected a file to write, got a folder")
@@ -44,7 +47,8 @@ def new(
         write_atomic(file, study_toml(study).encode())
     except OSError as error:
         raise ConfigurationError(f"{file}: cannot be written ({error.strerror})") from error
-    print(f"wrote {file}; edit it, then `fedprompt study check {file}`")
+    where = "" if "package" in FAMILIES[backbone].origins else " (backbone.folder or backbone.hub too)"
+    print(f"wrote {file}; edit it{where}, then `fedprompt study check {file}`")
 
 
 @app.command()
@@ -54,6 +58,12 @@ def check(
 ) -> None:
     """Check a study file and show what the study is."""
     study = load_study(file)
+    backbone = study.backbone
+    if backbone.folder is None and backbone.hub is None and "package" not in FAMILIES[backbone.name].origins:
+        raise ConfigurationError(
+            f"{file}: backbone.folder: expected a folder, or a hub id in backbone.hub, as no weights of "
+            f"{backbone.name} come with the package; got none"
+        )
     if as_json:
         print(json.dumps({"study": study.to_mapping(), "digest": study.digest()}))
         return

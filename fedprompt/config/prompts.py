@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from fedprompt.config.tables import Table
 from fedprompt.families import Task, default_prompts
@@ -87,13 +87,21 @@ class DomainOptions(Table):
 
 
 class TextOptions(Table):
-    template: Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$", max_length=200)] = Field(
+    template: Annotated[str, Field(max_length=200)] = Field(
         "a photo of a {}.",
         description="Prompt text; {} is the class name, the words before it become the learnable context",
     )
     rank: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="Rank of a personal part of the context that stays at the site (FedPGP); 0: none"
     )
+
+    @field_validator("template")
+    @classmethod
+    def _one_place(cls, template: str) -> str:
+        before, place, after = template.partition("{}")
+        if not place or not before.strip() or set("{}") & set(before + after):
+            raise ValueError(f"expected words and one {{}} behind them for the class name, got {template!r}")
+        return template
 
 
 class ClassPromptOptions(Table):
@@ -144,11 +152,11 @@ class PromptSettings(Table):
         """Names of the prompts that the study uses, in a fixed order."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def inconsistency(self) -> str | None:
+        """What two prompts need of one another and do not have, in one sentence."""
         maps = [n for n in ("universal", "data-aware", "sparsity") if getattr(self, n.replace("-", "_"))]
         if maps and self.fusion is None:
-            raise ValueError(f"expected a [prompts.fusion] table, which injects {', '.join(maps)}; got none")
+            return f"prompts: expected a [prompts.fusion] table, which injects {', '.join(maps)}; got none"
         if self.tokens and self.domain:
-            raise ValueError("expected one of [prompts.tokens] and [prompts.domain], got both")
-        return self
+            return "prompts: expected one of [prompts.tokens] and [prompts.domain], got both"
+        return None

@@ -148,13 +148,17 @@ class Study(Table):
     @field_validator("classes")
     @classmethod
     def _distinct_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
+        for name in classes:
+            if not name.strip() or name != name.strip() or not name.isprintable():
+                raise ValueError(f"expected names without blanks around them, got {name!r}")
+        if len({name.casefold() for name in classes}) != len(classes):
             raise ValueError("class names must differ")
         return classes
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if problem := misfit(self.backbone.name, self.task, self.prompts.used()):
+        problem = misfit(self.backbone.name, self.task, self.prompts.used()) or self.prompts.inconsistency()
+        if problem:
             raise ValueError(problem)
         if self.backbone.name == "clip" and not self.prompts.used():
             raise ValueError(

@@ -8,6 +8,7 @@ from torch import nn
 from fedprompt.backbones.attention import Tokens
 from fedprompt.backbones.base import Geometry
 from fedprompt.config import TokenOptions
+from fedprompt.errors import ConfigurationError
 from fedprompt.manifest import Scope
 from fedprompt.prompts.base import InjectionPoint, Prompt
 
@@ -21,8 +22,16 @@ GATE_RATES = {"gates": 30.0}
 
 
 def first_block(geometry: Geometry, blocks: int) -> int:
-    """Index of the first of the last `blocks` transformer blocks; what lies before it is cached."""
-    return max(0, geometry.blocks - blocks)
+    """Index of the first of the last `blocks` transformer blocks; what lies before it is cached.
+
+    Raises:
+        ConfigurationError: The backbone has fewer blocks.
+    """
+    if blocks > geometry.blocks:
+        raise ConfigurationError(
+            f"blocks of a token prompt: expected at most the {geometry.blocks} of the backbone, got {blocks}"
+        )
+    return geometry.blocks - blocks
 
 
 class VisualTokens(Prompt):

@@ -58,11 +58,16 @@ def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     tested = any(measure.key in run.mean for measure in measures.headline)
     for measure in measures.headline:
         if tested:
-            value, beside = run.mean.get(measure.key), f"over {len(run.sites)} sites"
+            told = sum(measure.key in site.metrics for site in run.sites.values())
+            count = f"{told} of {len(run.sites)}" if 0 < told < len(run.sites) else len(run.sites)
+            value, beside = run.mean.get(measure.key), f"over {count} sites"
             yield measure.text(value), f"mean test {measure.label}", beside
         else:
             known = [entry.mean[measure.key] for entry in run.rounds if measure.key in entry.mean]
-            value, beside = (known[-1] if known else None), "in the last round; no test yet"
+            value, beside = (
+                (known[-1] if known else None),
+                ("in the last round; no test cases" if run.finished else "in the last round; no test yet"),
+            )
             yield measure.text(value), f"mean validation {measure.label}", beside
     for baseline in run.baselines if tested else ():
         ours, theirs = run.mean.get(primary.key), baseline.mean.get(primary.key)

@@ -91,8 +91,15 @@ class Material:
     def _domains(self) -> np.ndarray:
         """Pseudo-domain of every train case, by the style of its unaugmented image."""
         count = self._study.prompts.domain.domains if self._study.prompts.domain else 1
-        styles = [self.features("train", index)[1][0] for index in range(len(self.cases["train"]))]
+        styles = [self._style(index) for index in range(len(self.cases["train"]))]
         return pseudo_domains(torch.stack(styles).cpu().numpy(), count, self._study.seed)
+
+    def _style(self, index: int) -> Tensor:
+        state = self.features("train", index)
+        if self._model.trains_backbone:  # its initial weights tell the style, whatever they become
+            with torch.no_grad(), self._workspace.precision.autocast():
+                state = self._model.encode(state[0])
+        return state[1][0]
 
     def _prepare(self, case: Case) -> None:
         """All views of a case at its first visit: reading and drawing it cost more than a view."""

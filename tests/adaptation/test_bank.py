@@ -289,7 +289,7 @@ def test_the_benchmark_runs_on_phantoms(tmp_path: Path, capsys: pytest.CaptureFi
     threads = torch.get_num_threads()
     benchmark.main(
         f"--data {tmp_path / 'data'} --backbone {tmp_path / 'vit'} --sequence ashford,brookside,cedarhill "
-        f"--seeds 0 --rounds 1 --steps 2 --batch-size 4 --size 32 --style-block 1 --json "
+        f"--seeds 0 --rounds 1 --steps 2 --batch-size 4 --size 32 --blocks 2 --style-block 1 --json "
         f"--feature-cache {tmp_path / 'features'}".split()
     )
     torch.set_num_threads(threads)

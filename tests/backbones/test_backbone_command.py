@@ -251,6 +251,7 @@ def test_pretrain_writes_a_backbone_and_its_record(tmp_path: Path, capsys: Print
     assert printed_json(["backbone", "show", str(out)], capsys)["geometry"]["strides"] == [2, 4, 8, 16]
 
 
+@pytest.mark.slow
 def test_pretrain_puts_a_decoder_on_an_encoder_of_a_folder_or_the_hub(
     vit: Path, hub: FakeHub, tmp_path: Path, capsys: Printed
 ) -> None:
@@ -264,6 +265,7 @@ def test_pretrain_puts_a_decoder_on_an_encoder_of_a_folder_or_the_hub(
     assert "--encoder owner/vit" in stored[1]["provenance"]["command"]
 
 
+@pytest.mark.slow
 def test_pretrain_leaves_a_terminal_clean(tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "fedprompt"
     words = [str(script), *f"backbone pretrain --name embedded-unet --out {tmp_path / 'out'} {SHORT}".split()]

@@ -45,6 +45,7 @@ def disks(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_short_run_on_shapes_lowers_the_loss_and_repeats_to_the_byte(tmp_path: Path) -> None:
     runs = [
         pretrain(
@@ -153,6 +154,7 @@ def test_a_network_of_monai_is_trained_whole(name: str, tmp_path: Path, disks: P
     assert sum(moved) / len(moved) > 0.9
 
 
+@pytest.mark.slow
 def test_the_embedded_network_learns_a_folder(tmp_path: Path, disks: Path) -> None:
     recipe = Recipe(size=64, steps=40, batch_size=6, learning_rate=4e-3, choices=4)
     provenance = pretrain(

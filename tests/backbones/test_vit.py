@@ -122,3 +122,18 @@ def test_another_family_and_missing_weights_are_refused(folder: Path, tmp_path: 
     save_file(stored, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match="expected all weights of a vit, got none for"):
         ViT.from_pretrained(broken)
+
+
+def test_weights_of_blocks_that_the_configuration_does_not_have_are_refused(tmp_path: Path) -> None:
+    folder = tiny_vit(tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    with pytest.raises(DataError, match=r"that its config\.json describes, got \S*layer\S*\.2\."):
+        ViT.from_pretrained(folder)
+
+
+def test_without_a_processor_the_configuration_tells_the_size(tmp_path: Path) -> None:
+    folder = tiny_vit(tmp_path / "encoder")
+    (folder / "preprocessor_config.json").unlink()
+    found = ViT.from_pretrained(folder).preprocessing
+    assert (found.size, found.mean) == (32, ViT.usual.mean)

@@ -31,6 +31,12 @@ def test_a_new_file_for_another_task_and_backbone(tmp_path: Path, capsys: pytest
     assert main(["study", "new", str(file), "--task", "classification", "--backbone", "vit"]) == 0
     study = load_study(file)
     assert (study.task, study.backbone.name, study.prompts.used()) == ("classification", "vit", ("domain",))
+    assert study.image.size == 224
+    capsys.readouterr()
+    assert main(["study", "check", str(file)]) == 2
+    assert "backbone.folder: expected a folder, or a hub id in backbone.hub" in capsys.readouterr().err
+    file.write_text(file.read_text().replace('# folder = "..."', 'folder = "encoder"'))
+    assert main(["study", "check", str(file)]) == 0
     assert main(["study", "new", str(file), "--backbone", "vitt", "--force"]) == 2
     assert "study new: backbone.name: expected one of embedded-unet" in capsys.readouterr().err
 

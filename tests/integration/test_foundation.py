@@ -42,7 +42,7 @@ def shared(run: Path) -> bytes:
 def test_domain_prompts_on_a_vit_with_and_without_features_on_disk(tmp_path: Path, clinics: Path) -> None:
     study = classification(tmp_path, "vit", DOMAIN, tiny_vit)
     common = ("simulate", study, "--data", clinics, "--json", "--out")
-    first = fedprompt(*common, tmp_path / "plain", "--compare", "frozen,head")
+    first = fedprompt(*common, tmp_path / "plain", "--compare", "frozen,head,full-finetune")
     assert first.returncode == 0, first.stderr
     summary = json.loads(first.stdout)
     assert {"auroc", "balanced_accuracy", "macro_f1", "ece"} <= summary["mean"].keys()
@@ -102,6 +102,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
     study.write_text(text.replace("size = 32", "size = 33"))
     refused(2, "image.size", "a multiple of 8", "got 33")
+    study.write_text(text.replace("blocks = 2", "blocks = 4"))
+    refused(2, "expected at most the 3 of the backbone, got 4")
     study.write_text(text.replace('"vit"', '"dinov2"'))
     refused(2, "dinov2", "vit")
     study.write_text(text.replace("[prompts.domain]", f'fingerprint = "{"ab" * 32}"\n[prompts.domain]'))

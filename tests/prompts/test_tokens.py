@@ -7,6 +7,7 @@ import torch
 
 from fedprompt.backbones.base import Geometry
 from fedprompt.config import DomainOptions, TokenOptions
+from fedprompt.errors import ConfigurationError
 from fedprompt.manifest import Scope
 from fedprompt.prompts import DomainPrompt, VisualTokens
 from fedprompt.prompts.domain import style
@@ -18,7 +19,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("blocks", "first"), [(1, 5), (4, 2), (6, 0), (99, 0)])
+@pytest.mark.parametrize(("blocks", "first"), [(1, 5), (4, 2), (6, 0)])
 def test_deep_tokens_enter_the_last_blocks(blocks: int, first: int) -> None:
     prompt = VisualTokens(TokenOptions(count=3, blocks=blocks), GEOMETRY)
     prompt.reset(seeded())
@@ -27,6 +28,11 @@ def test_deep_tokens_enter_the_last_blocks(blocks: int, first: int) -> None:
     assert list(tokens.enter) == list(tokens.gates) == list(range(first, 6))
     assert all(entering.shape == (3, 8) for entering in tokens.enter.values())
     assert all(torch.equal(gate, torch.zeros(2)) for gate in tokens.gates.values())
+
+
+def test_more_blocks_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="expected at most the 6 of the backbone, got 7"):
+        VisualTokens(TokenOptions(blocks=7), GEOMETRY)
 
 
 def test_shallow_tokens_enter_once_and_are_seen_by_all_later_blocks() -> None:
