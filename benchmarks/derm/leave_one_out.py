@@ -3,7 +3,7 @@
     python benchmarks/derm/leave_one_out.py --data DERM --out runs/derm --methods domain,head
 
 Every run is a simulation as `fedprompt simulate` does it. The learning rate of `head`, the linear head that
-FedAvg trains on the same frozen features, is chosen per run among four by validation cases of the training
+FedAvg trains on the same frozen features, is chosen per run among six by validation cases of the training
 sites; the prompts use the one of the study file. `hindsight` is the best of the rates on the left-out site
 itself, which nobody could have chosen. The left-out site gets the shared tensors alone.
 """
@@ -32,7 +32,7 @@ from fedprompt.training.local import load_arrays
 from fedprompt.training.material import Material
 
 HERE = Path(__file__).parent
-HEAD_RATES = (0.003, 0.01, 0.03, 0.1)  # of the study; the head of a classifier trains at a tenth of it
+HEAD_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the study; the head of a classifier trains at a tenth of it
 PROMPTS = {
     "head": {},
     "domain": {"domain": {"count": 4, "blocks": 4, "domains": 2}},
