@@ -32,7 +32,7 @@ from fedprompt.training.local import load_arrays
 from fedprompt.training.material import Material
 
 HERE = Path(__file__).parent
-HEAD_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the study; the head of a classifier trains at a tenth of it
+HEAD_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # the head trains at a tenth of these
 PROMPTS = {
     "head": {},
     "domain": {"domain": {"count": 4, "blocks": 4, "domains": 2}},
