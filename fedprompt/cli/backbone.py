@@ -74,7 +74,7 @@ def show(
         print(json.dumps(found))
         return
     for heading, text in _told(found):
-        print(f"{heading:<14}{text}")
+        print(f"{heading:<15}{text}")
 
 
 @app.command()
@@ -188,8 +188,12 @@ def _told(found: dict[str, Any]) -> list[tuple[str, str]]:
     if geometry["blocks"]:
         text = f"{geometry['blocks']} of width {geometry['width']} with {geometry['heads']} heads"
         lines.append(("blocks", text))
+    prompts = FAMILIES[found["name"]].prompts
+    own = "its own; classes come from class prompts"
+    none = own if "class_prompts" in prompts.get("segmentation", ()) else "none"
     lines += [
-        ("decoder", f"{decoder} channels, {found['classes']} classes" if decoder else "none"),
+        ("decoder", f"{decoder} channels, {found['classes']} classes" if decoder else none),
+        *((task, ", ".join(sorted(p.replace("_", "-") for p in prompts[task]))) for task in prompts),
         (
             "weights",
             f"{size(memory['weights_float32'])} as fp32, {size(memory['weights_bfloat16'])} as bf16",
