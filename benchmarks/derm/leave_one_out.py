@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from fedprompt.artifacts import read_arrays, read_json, write_json
-from fedprompt.cli.plan import new_plan
+from fedprompt.cli.plan import new_plan, resumed_plan
 from fedprompt.cli.simulation import simulate_study
 from fedprompt.config import Annotation, Site, Study, load_study
 from fedprompt.data.cases import read_cases
@@ -59,9 +59,11 @@ def federation(folder: Path, data: Path, sites: list[str]) -> Path:
 
 
 def trained(folder: Path, study: Study, data: Path, cache: Path) -> Path:
-    """A finished run of the study in the folder, run now if it is not there."""
+    """A finished run of the study in the folder, run now, or to its end, if it is not there."""
     if not (folder / "summary.json").exists():
-        simulate_study(new_plan(folder, study, data, (), "inprocess", cache), Quiet())
+        begun = (folder / "study.toml").exists()
+        plan = resumed_plan(folder, None) if begun else new_plan(folder, study, data, (), "inprocess", cache)
+        simulate_study(plan, Quiet())
     return folder
 
 
