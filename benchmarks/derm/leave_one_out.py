@@ -101,7 +101,8 @@ def run_fold(options: argparse.Namespace, study: Study, method: str, site: str) 
     workspace = Workspace.open(chosen, folder=options.cache)
     target = Site(id=site, data=options.data / site)
     read = {rate: left_out(*runs[rate], target, workspace) for rate in rates}
-    found = {**read[best], "hindsight": max(row["auroc"] for row in read.values())}
+    by_rate = {f"{rate:g}": row["auroc"] for rate, row in read.items()}
+    found = {**read[best], "hindsight": max(by_rate.values()), "by_rate": by_rate}
     summary = read_json(run / "summary.json")
     inside = summary["mean"]["auroc"]
     row = {"method": method, "site": site, "seed": study.seed, "rate": best, "validation": validation(run)}
@@ -110,6 +111,14 @@ def run_fold(options: argparse.Namespace, study: Study, method: str, site: str) 
 
 def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {np.std(values):.4f}"
+
+
+def print_rates(rows: list[dict]) -> None:
+    """AUROC of every rate, mean over sites, for a method that had a choice."""
+    for rate in rows[0]["by_rate"] if len(rows[0]["by_rate"]) > 1 else ():
+        seeds = sorted({row["seed"] for row in rows})
+        means = [statistics.mean(row["by_rate"][rate] for row in rows if row["seed"] == s) for s in seeds]
+        print(f"{rows[0]['method']} at rate {rate}: {spread(means)}")
 
 
 def main() -> None:
@@ -140,6 +149,8 @@ def main() -> None:
             means = [statistics.mean(row[name] for row in own if row["seed"] == seed) for seed in seeds]
             cells.append(spread(means))
         print(f"| {method} | {' | '.join(cells)} |")
+    for method in options.methods.split(","):
+        print_rates([row for row in rows if row["method"] == method])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -76,8 +77,9 @@ class HubBackbone(Backbone):
         encoder = read_encoder(cls, folder, decoder=classes is not None)
         return cls(encoder, read_preprocessing(folder, cls.usual), classes, **options)
 
+    @abstractmethod
     def _geometry(self, decoder_channels: tuple[int, ...]) -> Geometry:
-        raise NotImplementedError
+        """Shapes of the encoder's features; `decoder_channels` are empty without a decoder."""
 
     def decode(self, features: Features, modulate: Modulate | None = None) -> Tensor:
         if self.decoder is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import Tensor, nn
 
 from fedprompt.backbones.base import Features, Geometry
@@ -16,9 +18,9 @@ class StagedBackbone(HubBackbone):
     With a decoder `encode` returns all stages; without one the last stage alone. A family implements `_stem`.
     """
 
+    @abstractmethod
     def _stem(self) -> tuple[nn.Module, int]:
         """What comes before the stages, and the stride of the first stage relative to the image."""
-        raise NotImplementedError
 
     def _geometry(self, decoder_channels: tuple[int, ...]) -> Geometry:
         channels = tuple(self.encoder.config.hidden_sizes)
