@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from fedprompt.errors import DataError
 from fedprompt.manifest import Arrays, arrays_digest
 
-__all__ = ["read_arrays", "read_json", "write_arrays", "write_atomic", "write_json"]
+__all__ = [
+    "arrays_from_bytes",
+    "arrays_to_bytes",
+    "read_arrays",
+    "read_json",
+    "write_arrays",
+    "write_atomic",
+    "write_json",
+]
 
 _META = "fedprompt"
 
@@ -64,6 +73,38 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
 
 
+def arrays_to_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Named arrays, JSON metadata and a digest over both as the bytes of one safetensors file.
+
+    They depend on the arguments alone: equal arrays and metadata give equal bytes.
+    """
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
+    stored = dict(metadata or {})
+    text = json.dumps(
+        {"metadata": stored, "sha256": _digest(ordered, stored)}, sort_keys=True, allow_nan=False
+    )
+    return to_safetensors(ordered, metadata={_META: text})
+
+
+def arrays_from_bytes(content: bytes, where: str) -> tuple[Arrays, dict[str, Any]]:
+    """What `arrays_to_bytes` made bytes of.
+
+    Args:
+        content: The bytes.
+        where: They come from, for the error.
+
+    Raises:
+        DataError: They are cut off, changed, or were not made by fedprompt.
+    """
+    try:
+        arrays: Arrays = from_safetensors(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(_META)
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{where}: expected a safetensors file, got a corrupt one ({error})") from None
+    return arrays, _checked(arrays, header, where)
+
+
 def write_arrays(
     path: Path,
     arrays: Mapping[str, np.ndarray],
@@ -71,16 +112,8 @@ def write_arrays(
     *,
     durable: bool = True,
 ) -> None:
-    """Writes named arrays, JSON metadata and a digest over both as one safetensors file.
-
-    The bytes depend on the arguments alone: equal arrays and metadata give equal files.
-    """
-    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
-    stored = dict(metadata or {})
-    text = json.dumps(
-        {"metadata": stored, "sha256": _digest(ordered, stored)}, sort_keys=True, allow_nan=False
-    )
-    write_atomic(path, to_safetensors(ordered, metadata={_META: text}), durable=durable)
+    """Writes what `arrays_to_bytes` makes of named arrays and metadata as a file."""
+    write_atomic(path, arrays_to_bytes(arrays, metadata), durable=durable)
 
 
 def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
@@ -97,16 +130,22 @@ def read_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
         raise DataError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: expected a safetensors file, got a corrupt one ({error})") from None
+    return arrays, _checked(arrays, header, str(path))
+
+
+def _checked(arrays: Arrays, header: str | None, where: str) -> dict[str, Any]:
+    """The metadata of a header, once the digest in it has been found right."""
     if header is None:
-        raise DataError(f"{path}: expected a file written by fedprompt, got a foreign safetensors file")
+        raise DataError(f"{where}: expected a file written by fedprompt, got a foreign safetensors file")
     try:
         stored = json.loads(header)
-        metadata, digest = stored["metadata"], stored["sha256"]
+        metadata: dict[str, Any] = stored["metadata"]
+        digest = stored["sha256"]
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: expected metadata written by fedprompt, got other text") from None
+        raise DataError(f"{where}: expected metadata written by fedprompt, got other text") from None
     if digest != _digest(arrays, metadata):
-        raise DataError(f"{path}: the content does not match its digest; the file was damaged or edited")
-    return arrays, metadata
+        raise DataError(f"{where}: the content does not match its digest; the file was damaged or edited")
+    return metadata
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedprompt.artifacts import write_arrays, write_atomic, write_json
-from fedprompt.config import Study, load_study
+from fedprompt.config import Annotation, Study, load_study
 from fedprompt.config.template import study_toml
 from fedprompt.errors import ConfigurationError, DataError, RunError
 from fedprompt.manifest import Scope
@@ -129,6 +129,8 @@ class RunDirectory:
             "task": study.task,
             "classes": list(study.classes),
             "image_size": study.image.size,
+            "seed": study.seed,
+            "annotation": Annotation.FULL.value,  # for a site that draws no masks: no kind is told
             "prompts": study.prompts.model_dump(mode="json", by_alias=True, exclude_none=True),
             "manifest": checkpoint.manifest.to_json(),
             "backbone": {"name": study.backbone.name, "fingerprint": checkpoint.fingerprint},

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("fedprompt.cli.report", "report", "Write a run directory as one HTML file."),
     "study": ("fedprompt.cli.study", "app", "Write and check study files."),
     "backbone": ("fedprompt.cli.backbone", "app", "List, inspect, fetch and pre-train frozen backbones."),
+    "adapt": ("fedprompt.cli.adapt", "app", "Adapt to a site's images without labels; serve it."),
 }
 
 

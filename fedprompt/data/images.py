@@ -14,7 +14,7 @@ from PIL import UnidentifiedImageError
 from fedprompt.data.formats import Spacing, decode
 from fedprompt.errors import DataError
 
-__all__ = ["UNLABELLED", "Picture", "read_mask", "read_picture"]
+__all__ = ["UNLABELLED", "Picture", "picture_from_bytes", "read_mask", "read_picture"]
 
 UNLABELLED = 255
 
@@ -44,14 +44,33 @@ def read_picture(path: Path) -> Picture:
         DataError: The file is missing, cut off, no image of a known format, or holds more than one slice.
     """
     with _errors_name(path):
-        data = path.read_bytes()
-        array, spacing = decode(path, data, labels=False)
-        if array.ndim == 2:
-            array = array[..., None]
-        if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
-            raise DataError(f"{path}: expected one 2-D image, got an array of shape {array.shape}")
-        unit = np.broadcast_to(_to_unit(path, array), (*array.shape[:2], 3))
-        return Picture(np.ascontiguousarray(unit), spacing, hashlib.sha256(data).hexdigest())
+        return _picture(path, path.read_bytes(), None)
+
+
+def picture_from_bytes(name: str, data: bytes, *, pixels: int) -> Picture:
+    """The image of a file's bytes, as `read_picture` reads it.
+
+    Args:
+        name: Name of the file; its suffix tells NIfTI and DICOM, and errors begin with it.
+        data: All bytes of the file.
+        pixels: Refuse larger images.
+
+    Raises:
+        DataError: As `read_picture`, or the image has more pixels.
+    """
+    path = Path(name)
+    with _errors_name(path):
+        return _picture(path, data, pixels)
+
+
+def _picture(path: Path, data: bytes, pixels: int | None) -> Picture:
+    array, spacing = decode(path, data, labels=False, pixels=pixels)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise DataError(f"{path}: expected one 2-D image, got an array of shape {array.shape}")
+    unit = np.broadcast_to(_to_unit(path, array), (*array.shape[:2], 3))
+    return Picture(np.ascontiguousarray(unit), spacing, hashlib.sha256(data).hexdigest())
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:

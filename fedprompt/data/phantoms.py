@@ -12,6 +12,7 @@ other than the one that it was trained at.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,7 +221,13 @@ _PRACTICES = (
 
 
 def write_phantoms(
-    folder: Path, seed: int, *, size: int = 128, limit: int | None = None, task: str = "segmentation"
+    folder: Path,
+    seed: int,
+    *,
+    size: int = 128,
+    limit: int | None = None,
+    task: str = "segmentation",
+    sites: Collection[str] | None = None,
 ) -> None:
     """Writes a federation folder of four sites; the same arguments give the same bytes.
 
@@ -230,13 +237,16 @@ def write_phantoms(
         size: Side of the images in pixels.
         limit: At most so many cases per site and split, for quick trials.
         task: `segmentation` or `classification`.
+        sites: Only these, each with the bytes that it has among all.
     """
     if task == "classification":
         for number, practice in enumerate(_PRACTICES):
-            _write_lesions(folder / practice.id, practice, [seed, number], size, limit)
+            if sites is None or practice.id in sites:
+                _write_lesions(folder / practice.id, practice, [seed, number], size, limit)
     else:
         for number, hospital in enumerate(_HOSPITALS):
-            _write_eyes(folder / hospital.id, hospital, [seed, number], size, limit)
+            if sites is None or hospital.id in sites:
+                _write_eyes(folder / hospital.id, hospital, [seed, number], size, limit)
 
 
 def _write_eyes(folder: Path, hospital: _Hospital, seed: list[int], size: int, limit: int | None) -> None:

@@ -21,7 +21,7 @@ from fedprompt.report.reader import Run
 from fedprompt.report.site_files import Confusion, Overlay, pooled
 from fedprompt.report.tables import MatrixRow, comparison, key_figures, matrix_rows, site_columns, site_rows
 
-__all__ = ["render"]
+__all__ = ["page", "picture_address", "render"]
 
 MOST_DOTS = 24  # sites with a row in the dot plot and in the affinity map, or a confusion matrix
 MOST_CLASSES = 16  # in a confusion matrix
@@ -30,21 +30,13 @@ PICTURE_BYTES = 3_000_000  # all pictures of a report together
 
 def render(run: Run) -> str:
     """The report of a run as HTML text. Equal runs give equal text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": numerals.count, "fraction": _fraction, "dash": _dash}
     measures = measures_of(run.task)
     columns, rows = comparison([run, *run.baselines], measures)
     gallery, left_out = _gallery(run)
     matrices, hidden = _matrices(run)
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         run=run,
-        version=__version__,
         measures=measures,
         lead=_lead(run),
         key_figures=list(key_figures(run)),
@@ -62,6 +54,24 @@ def render(run: Run) -> str:
         colours=class_colours(run.classes) if run.classes else {},
         entropy=_last([entry.entropy for entry in run.rounds]),
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": numerals.count, "fraction": _fraction, "dash": _dash}
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def picture_address(picture: Image.Image) -> str:
+    """The picture itself as an address, so that a page carries it."""
+    return f"data:image/webp;base64,{base64.b64encode(_webp(picture)).decode()}"
 
 
 def _dash(value: Any) -> str:
@@ -176,12 +186,16 @@ def _gallery(run: Run) -> tuple[list[tuple[str, str, list[tuple[Overlay, str]]]]
 
 def _compressed(path: Path) -> bytes | None:
     """A panel as WebP, a fifth of the PNG's bytes; None where it cannot be read."""
-    buffer = io.BytesIO()
     try:
         with Image.open(path) as picture:
-            picture.save(buffer, "WEBP", quality=85)
+            return _webp(picture)
     except (OSError, ValueError):
         return None
+
+
+def _webp(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
     return buffer.getvalue()
 
 

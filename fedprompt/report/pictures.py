@@ -1,4 +1,4 @@
-"""One PNG per case: image, annotation, prediction and truth side by side, in colour-blind safe colours."""
+"""Panels of a case: its image and masks over it side by side, in colour-blind safe colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from fedprompt.artifacts import write_atomic
 
-__all__ = ["TILES", "class_colours", "write_picture"]
+__all__ = ["TILES", "class_colours", "mask_panel", "write_picture"]
 
 TILES = ("image", "annotation", "prediction", "truth")
 UNLABELLED = 255
@@ -57,9 +57,7 @@ def write_picture(
     for name, labels in (("annotation", annotation), ("prediction", prediction), ("truth", truth)):
         if labels.ndim != 2:
             raise ValueError(f"{name}: expected (H, W), got {labels.shape}")
-    scale = TILE / max(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    base = _resized_image(image, height, width)
+    base = _base(image)
     colours = [_rgb(colour) for colour in class_colours(classes).values()]
     tiles = [
         base,
@@ -67,14 +65,40 @@ def write_picture(
         _outlined(base, prediction, colours),
         _outlined(base, truth, colours),
     ]
+    buffer = io.BytesIO()
+    _joined(tiles).save(buffer, "PNG", compress_level=4)
+    write_atomic(path, buffer.getvalue(), durable=False)
+
+
+def mask_panel(image: np.ndarray, masks: Sequence[np.ndarray], classes: Sequence[str]) -> Image.Image:
+    """A panel of the image as it is and then with each of the masks over it, transparent between them.
+
+    Args:
+        image: (H, W, 3) in 0 to 1; gives the tiles' shape.
+        masks: (h, w) class numbers, 255 unlabelled; each may have a resolution of its own.
+        classes: Names, background first.
+    """
+    base = _base(image)
+    colours = [_rgb(colour) for colour in class_colours(classes).values()]
+    return _joined([base, *(_outlined(base, mask, colours) for mask in masks)])
+
+
+def _joined(tiles: Sequence[np.ndarray]) -> Image.Image:
+    """Tiles (height, width, 3) side by side."""
+    height, width = tiles[0].shape[:2]
     panel = np.zeros((height, len(tiles) * width + (len(tiles) - 1) * GAP, 4), np.uint8)
     for position, tile in enumerate(tiles):
         left = position * (width + GAP)
         panel[:, left : left + width, :3] = np.rint(tile * 255).astype(np.uint8)
         panel[:, left : left + width, 3] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(panel).save(buffer, "PNG", compress_level=4)
-    write_atomic(path, buffer.getvalue(), durable=False)
+    return Image.fromarray(panel)
+
+
+def _base(image: np.ndarray) -> np.ndarray:
+    """The image as large as a tile."""
+    scale = TILE / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return _resized_image(image, height, width)
 
 
 def _rgb(colour: str) -> np.ndarray:

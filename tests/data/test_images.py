@@ -17,7 +17,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from fedprompt.data.images import read_mask, read_picture
+from fedprompt.data.images import picture_from_bytes, read_mask, read_picture
 from fedprompt.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -245,6 +245,45 @@ def test_every_cut_off_or_foreign_file_is_one_sentence(tmp_path: Path, name: str
     whole.unlink()
     with pytest.raises(DataError, match="no such file"):
         reader(whole)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tiff", "a.nii", "a.nii.gz", "a.dcm"])
+def test_bytes_give_what_their_file_gives_and_too_many_pixels_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.startswith("a.nii"):
+        save_nifti(path, GREY, (1, 2))
+    elif name == "a.dcm":
+        save_dicom(path, GREY)
+    else:
+        save(path, GREY)
+    picture, expected = picture_from_bytes(name, path.read_bytes(), pixels=54), read_picture(path)
+    np.testing.assert_array_equal(picture.array, expected.array)
+    assert (picture.spacing, picture.sha256) == (expected.spacing, expected.sha256)
+    with pytest.raises(DataError, match=rf"^{name}: expected at most 53 pixels, got (9×6|6×9)$"):
+        picture_from_bytes(name, path.read_bytes(), pixels=53)
+
+
+def test_a_small_file_does_not_become_a_large_one_in_memory(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Image(GREY, np.eye(4)).header
+    header["vox_offset"], header["magic"] = 2**24, b"n+1"  # zeros to skip before the pixels
+    content = header.binaryblock.ljust(2**24, b"\0") + GREY.tobytes(order="F")
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(content))
+    assert path.stat().st_size < 20_000
+    np.testing.assert_allclose(read_picture(path).array[..., 0], GREY.T / 255, atol=1e-6)
+    with pytest.raises(DataError, match=r"^a\.nii\.gz: "):
+        picture_from_bytes(path.name, path.read_bytes(), pixels=54)
+
+
+def test_both_versions_and_byte_orders_of_nifti(tmp_path: Path) -> None:
+    for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image):
+        for order in "<>":
+            header = kind.header_class(endianness=order)
+            image = kind(GREY.astype(np.int16), np.eye(4), header)
+            nibabel.save(image, tmp_path / "a.nii")
+            picture = read_picture(tmp_path / "a.nii")
+            low, high = float(GREY.min()), float(GREY.max())
+            np.testing.assert_allclose(picture.array[..., 0], (GREY.T - low) / (high - low), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -201,3 +201,11 @@ def test_classes_differ_inside_every_site_and_sites_differ_in_colour(lesions: Pa
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
             assert np.abs(looks[first] - looks[second]).max() > 0.04, (first, second)
+
+
+def test_some_sites_alone_have_the_bytes_that_they_have_among_all(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "all", 4, size=32, limit=1)
+    write_phantoms(tmp_path / "some", 4, size=32, limit=1, sites=["cedarhill"])
+    assert [path.name for path in (tmp_path / "some").iterdir()] == ["cedarhill"]
+    for path in (tmp_path / "some").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "all" / path.relative_to(tmp_path / "some")).read_bytes()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedprompt.report.pictures import GAP, TILE, class_colours, write_picture
+from fedprompt.report.pictures import GAP, TILE, class_colours, mask_panel, write_picture
 
 CLASSES = ("background", "rim", "cup")
 
@@ -78,3 +78,19 @@ def test_colours_differ_and_never_run_out() -> None:
     colours = class_colours([f"class-{n}" for n in range(20)])
     assert len(colours) == 20
     assert len(set(list(colours.values())[:9])) == 9
+
+
+def test_a_mask_panel_has_the_image_first_and_then_one_tile_per_mask() -> None:
+    image = np.full((40, 20, 3), 0.5, np.float32)
+    mask = np.zeros((40, 20), np.uint8)
+    mask[10:30, 5:15] = 1
+    panel = np.asarray(mask_panel(image, [np.zeros_like(mask), mask], ("background", "disc")))
+    width = TILE // 2
+    assert panel.shape == (TILE, 3 * width + 2 * GAP, 4)
+    tiles = [panel[:, n * (width + GAP) : n * (width + GAP) + width, :3] for n in range(3)]
+    assert np.array_equal(tiles[0], tiles[1])
+    assert (tiles[0] == tiles[0][0, 0]).all()
+    centre, corner = tiles[2][TILE // 2, width // 2], tiles[2][2, 2]
+    assert np.array_equal(corner, tiles[0][2, 2])
+    assert not np.array_equal(centre, corner)
+    assert not panel[:, width : width + GAP, 3].any()  # transparent between them
