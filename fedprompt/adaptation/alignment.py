@@ -18,8 +18,8 @@ _DEAD = 1e-3  # share of a layer's mean source variance below which a channel sa
 def alignment_loss(observed: LayerStatistics, source: Mapping[str, Source]) -> Tensor:
     """Mean over layers and channels of the squared distance of two Gaussians, in source units.
 
-    ((mu - mu_s)^2 + (sigma - sigma_s)^2) / sigma_s^2: the squared Wasserstein distance of the channel's values
-    over the variance of the source, 0 when aligned. Every channel counts alike, whatever its scale.
+    ((mu - mu_s)^2 + (sigma - sigma_s)^2) / sigma_s^2: the squared Wasserstein distance of a channel's values
+    over the source's variance, 0 when aligned. Every channel counts alike, whatever its scale.
 
     Args:
         observed: Statistics of one image by layer, with gradient; layers without a source are left out.

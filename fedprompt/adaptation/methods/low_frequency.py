@@ -31,6 +31,7 @@ __all__ = ["LowFrequencyPrompting"]
 
 _LEAST_TRUST = 0.05  # below it nothing is adapted, and an image costs one forward
 _DEPTH = 0.25  # share of the watched layers, from the first, that the prompt is aligned at
+_OWN = 0.1  # share of the image's own statistics in a stream that is shifted for certain
 _STEP = 0.05  # most that one step changes a logarithmic gain
 
 
@@ -110,7 +111,10 @@ class LowFrequencyPrompting(Method):
             return kept
         stream, source = self._blends[name], self._source[name]
         stream.add(source, image)
-        return stream.blended(kept, source)
+        share = _OWN * self._monitor().trust
+        return Moments(
+            *((1 - share) * s + share * i for s, i in zip(stream.blended(kept, source), image, strict=True))
+        )
 
     def _loss(self, observed: LayerStatistics) -> Tensor:
         return alignment_loss({name: observed[name] for name in self._aligned}, self._source)
