@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
                 target = stream.rstrip("*")
                 split = "test" if stream.endswith("*") else None
                 images, truths = read_split(options.data / FOLDERS[target], split, options.side)
+                images, truths = images[: options.limit], truths[: options.limit]
                 for method in options.methods:
                     if (name, seed, stream, method) in done:
                         continue
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--networks", type=words, required=True, help="as unet-kvasir,mobilenet-kvasir")
     parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--methods", type=words, default=list(SHOWN))
+    parser.add_argument("--limit", type=int, help="first images of a stream; all without it")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -152,6 +152,7 @@ def bundle_folder(folder: Path) -> Path:
 def _network(model: PromptedSegmenter, study: Study, backbone: str) -> Network:
     preprocessing = model.backbone.preprocessing
     return Network(
+        running_statistics=False,
         module=PromptedLogits(model).eval(),
         classes=study.classes,
         mean=preprocessing.mean,

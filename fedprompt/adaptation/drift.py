@@ -21,6 +21,7 @@ __all__ = ["LAYERS", "DriftMonitor"]
 LAYERS = 3  # first watched layers that tell style
 
 _RECENT = 4  # images that show a change of domain
+_HALF = 2.0  # squared shift at which an adaptation is trusted by half
 _CHANGE = 1.0  # squared distance between the recent images and the stream from which on it has changed
 
 
@@ -38,12 +39,12 @@ class DriftMonitor:
 
     @property
     def trust(self) -> float:
-        """How far to trust an adaptation, 0 to 1: s^2 / (s^2 + 1) of the squared shift s.
+        """How far to trust an adaptation, 0 to 1: s^2 / (s^2 + 4) of the squared shift s.
 
-        A stream no further from the source than its own images are from each other needs none.
+        A stream no further from the source than its own images are from each other needs little.
         """
         squared = self.shift**2
-        return squared / (squared + 1)
+        return squared / (squared + _HALF**2)
 
     @property
     def shift(self) -> float:

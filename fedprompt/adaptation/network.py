@@ -32,6 +32,8 @@ class Network:
         mean: Per channel, of the normalisation of images in 0 to 1; its length is the number of channels.
         std: Per channel.
         size: Height and width to which images are resized; None takes them as they are.
+        running_statistics: BatchNorm layers keep the statistics of the source. Not so under prompts: they
+            were trained on a frozen backbone that keeps those of its own training.
         activation: What turns logits into probabilities.
         fingerprint: SHA-256 that names the network; computed from the module where it is not given.
     """
@@ -42,6 +44,7 @@ class Network:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     size: tuple[int, int] | None = None
     activation: Activation = "softmax"
+    running_statistics: bool = True
     fingerprint: str = ""
 
     def __post_init__(self) -> None:

@@ -1,17 +1,21 @@
-"""Label-free sanity of an adapted prediction."""
+"""Label-free safety: is one adapted prediction sane, and is adaptation good for this stream at all?"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["entropy", "foreground", "objection"]
+__all__ = ["CertaintyGate", "certainty", "entropy", "foreground", "objection"]
 
 _ENTROPY_FACTOR = 2.0
 _ENTROPY_SLACK = 0.1  # of the entropy of even odds
 _FLOOD = 0.9  # of the pixels
+_HORIZON = 64  # images that the running mean of certainty reaches back
+_NEUTRAL = 0.75  # certainty of an empty prediction
+_EVIDENCE = 0.15  # sum of certainty lost from which on adaptation stops
 _SPECK = 0.001  # of the pixels: less may well be noise
 
 
@@ -24,6 +28,43 @@ def entropy(probabilities: Tensor) -> Tensor:
 def foreground(probabilities: Tensor) -> Tensor:
     """Share (B,) of the pixels whose most probable class is not the background."""
     return (probabilities.argmax(dim=1) > 0).float().mean(dim=(1, 2))
+
+
+def certainty(probabilities: Tensor) -> float | None:
+    """Mean probability of the chosen class over the foreground of (1, classes, H, W); None without any.
+
+    Entropy over the whole image does not tell a good prediction from one that has collapsed to background;
+    how sure a network is of what it does call foreground does.
+    """
+    highest, chosen = probabilities.max(dim=1)
+    found = chosen > 0
+    return float(highest[found].mean()) if bool(found.any()) else None
+
+
+@dataclass
+class CertaintyGate:
+    """Whether adaptation makes the network surer of its foreground, over the images of a stream.
+
+    One image says little, so the difference is averaged over the stream; adaptation goes on until enough
+    speaks against it. A prediction without foreground counts as neither sure nor unsure: then adaptation gains
+    by a foreground that is surely there, and loses by one that is not.
+
+    Attributes:
+        images: That had a foreground, with adaptation or without.
+        gain: Running mean of the certainty with adaptation minus that without.
+    """
+
+    images: int = 0
+    gain: float = 0.0
+
+    def add(self, plain: Tensor, adapted: Tensor) -> bool:
+        """Takes in one image's probabilities (1, classes, H, W) both ways; True where adaptation may go on."""
+        before, after = certainty(plain), certainty(adapted)
+        if before != after:
+            gain = (_NEUTRAL if after is None else after) - (_NEUTRAL if before is None else before)
+            self.images += 1
+            self.gain += (gain - self.gain) / min(self.images, _HORIZON)
+        return self.gain * min(self.images, _HORIZON) >= -_EVIDENCE
 
 
 def objection(plain: Tensor, found: Tensor) -> str:

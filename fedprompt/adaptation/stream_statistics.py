@@ -61,17 +61,16 @@ class StreamStatistics:
             kept[spread] = (1 - rate) * (kept[spread] + rate * step.square())
         kept["within"] = kept["within"] + rate * (image.variance - kept["within"])
 
-    def blended(self, kept: Moments, source: Source) -> Moments:
-        """Statistics to normalise with: those that the layer keeps, moved as the stream moved.
-
-        It moved from the source, and counts as far as that is no accident.
-        """
+    def blended(self, source: Source) -> Moments:
+        """Statistics to normalise with: the source's, moved to the stream's as far as that is no accident."""
         weight = self.weight(source)
         if weight == 0.0:
-            return kept
-        mean = kept.mean + weight * (self._values["mean"] - source.mean)
+            return Moments(source.mean, source.variance)
         grown = (self._total() / source.variance.clamp(min=1e-12)).clamp(1e-4, 1e4)
-        return Moments(mean, kept.variance * torch.where(living(source) > 0, grown, 1.0) ** weight)
+        return Moments(
+            source.mean + weight * (self._values["mean"] - source.mean),
+            source.variance * torch.where(living(source) > 0, grown, 1.0) ** weight,
+        )
 
     def weight(self, source: Source) -> float:
         """Share of what the stream says about its mean that is no accident, 0 to 1."""

@@ -90,10 +90,10 @@ def source_of(method: Method, *, collected: bool = True) -> Mapping[str, Source]
     if collected and method.statistics is not None:
         return method.statistics.on(method.network.device).layers
     kept = method.watched.batch_norm
-    if not kept:
+    if not kept or (collected and not method.network.running_statistics):
         or_collected = " or collected source statistics (see `fedprompt adapt collect`)" if collected else ""
         raise ConfigurationError(
-            f"method {method.name}: expected a network with BatchNorm layers{or_collected}, got "
+            f"method {method.name}: expected a network with BatchNorm layers of its source{or_collected}, got "
             f"{type(method.network.module).__name__} without"
         )
     return {name: Source.of_batch_norm(moments) for name, moments in kept.items()}

@@ -21,7 +21,7 @@ from fedprompt.adaptation.layers import LayerStatistics, Moments
 from fedprompt.adaptation.memory import PromptMemory
 from fedprompt.adaptation.methods.base import Method, Outcome, source_of
 from fedprompt.adaptation.network import Network
-from fedprompt.adaptation.safety import objection
+from fedprompt.adaptation.safety import CertaintyGate, objection
 from fedprompt.adaptation.statistics import SourceStatistics
 from fedprompt.adaptation.stream_statistics import StreamStatistics
 from fedprompt.manifest import Arrays
@@ -44,7 +44,9 @@ class LowFrequencyPrompting(Method):
     def __init__(self, network: Network, statistics: SourceStatistics | None) -> None:
         super().__init__(network, statistics)
         self._source = source_of(self)
-        self._blends = {name: StreamStatistics() for name in self.watched.batch_norm if name in self._source}
+        follows = statistics is None  # collected ones are no baseline for layers that keep others
+        self._blends = {name: StreamStatistics() for name in self.watched.batch_norm if follows}
+        self._gate = CertaintyGate()
         self._aligned: tuple[str, ...] = ()
         self._drift: DriftMonitor | None = None
         self._memory: PromptMemory | None = None
@@ -57,6 +59,7 @@ class LowFrequencyPrompting(Method):
             restarted = drift.add(observed)
             if restarted:
                 self._blends = {name: StreamStatistics() for name in self._blends}
+                self._gate = CertaintyGate()
             before = self._loss(observed)
         prompt = self._prompt_for(images)
         if drift.trust < _LEAST_TRUST:
@@ -69,9 +72,11 @@ class LowFrequencyPrompting(Method):
             adapted = self.network.probabilities(self.watched(prompted, blend=self._blended))
             found = plain + drift.trust * (adapted - plain)
         identity = not bool(prompt.log_gain.any())
-        reason = objection(plain, found) or (
-            "no step lowers the loss" if identity and not self._blends else ""
-        )
+        if identity and not self._blends:
+            reason = "no step lowers the alignment loss"
+        else:
+            surer = self._gate.add(plain, adapted)
+            reason = objection(plain, found) or ("" if surer else "adaptation makes this stream less certain")
         if reason:
             return Outcome(plain, plain, False, reason, float(before), float(after), reused, restarted)
         if not identity:
@@ -113,7 +118,7 @@ class LowFrequencyPrompting(Method):
         stream.add(source, image)
         share = _OWN * self._monitor().trust
         return Moments(
-            *((1 - share) * s + share * i for s, i in zip(stream.blended(kept, source), image, strict=True))
+            *((1 - share) * s + share * i for s, i in zip(stream.blended(source), image, strict=True))
         )
 
     def _loss(self, observed: LayerStatistics) -> Tensor:
@@ -145,7 +150,10 @@ class LowFrequencyPrompting(Method):
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {}
-        values: dict[str, Any] = {"blends": {name: blend.images for name, blend in self._blends.items()}}
+        values: dict[str, Any] = {
+            "blends": {name: blend.images for name, blend in self._blends.items()},
+            "gate": [self._gate.images, self._gate.gain],
+        }
         for name, blend in self._blends.items():
             arrays |= {f"blend/{name}/{kind}": value for kind, value in blend.arrays().items()}
         if self._drift is not None:
@@ -161,6 +169,8 @@ class LowFrequencyPrompting(Method):
         device = self.network.device
         for name, blend in self._blends.items():
             blend.restore(int(metadata["blends"][name]), _under(arrays, f"blend/{name}/"), device)
+        counted, gain = metadata["gate"]
+        self._gate = CertaintyGate(int(counted), float(gain))
         if "drift" in metadata:
             self.watched.names = tuple(metadata["layers"])
             self._monitor().restore(_under(arrays, "drift/"), metadata["drift"], device)
