@@ -14,7 +14,7 @@ from torch import Tensor
 from fedprompt.adaptation.methods import METHODS
 from fedprompt.adaptation.methods.base import Outcome
 from fedprompt.adaptation.network import Network
-from fedprompt.adaptation.safety import entropy, foreground
+from fedprompt.adaptation.safety import entropy, foreground, most_probable
 from fedprompt.adaptation.statistics import SourceStatistics
 from fedprompt.errors import ConfigurationError, DataError
 from fedprompt.manifest import Arrays
@@ -24,6 +24,7 @@ __all__ = ["Adapted", "Adapter"]
 
 _KIND = "adaptation-stream"
 _SCHEMA = 1
+_FAR = 100.0  # a value that no image in 0 to 1 has
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class Adapter:
 
     Raises:
         ConfigurationError: There is no such method, or it cannot work on this network.
+        DataError: The statistics are those of another network.
     """
 
     def __init__(
@@ -85,6 +87,11 @@ class Adapter:
     ) -> None:
         if method not in METHODS:
             raise ConfigurationError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+        if statistics is not None and statistics.fingerprint != network.fingerprint:
+            raise DataError(
+                f"statistics: expected those of network {network.fingerprint[:12]}, got those of "
+                f"{statistics.fingerprint[:12]}"
+            )
         self.network = network
         self.method = method
         self.images = 0
@@ -106,7 +113,10 @@ class Adapter:
             DataError: The network cannot predict it at all: wrong channels or size, or no finite prediction.
         """
         start = time.perf_counter()
-        batch = self._checked(image)
+        with torch.inference_mode(mode=False):  # whatever mode the caller is in
+            return self._answer(self._checked(image), start)
+
+    def _answer(self, batch: Tensor, start: float) -> Adapted:
         self.images += 1
         unfit = _unfit(batch)
         if unfit:
@@ -142,6 +152,8 @@ class Adapter:
             self.images = int(metadata["images"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"state: expected a whole state, got another ({error})") from None
+        if fresh.state()[0].keys() != arrays.keys():
+            raise DataError("state: expected a whole state, got another (its arrays are not those of it)")
         self._method = fresh
 
     def _adapted(self, batch: Tensor) -> Outcome:
@@ -168,7 +180,7 @@ class Adapter:
         return Outcome(found, found, accepted=False, reason=reason)
 
     def _checked(self, image: Tensor | np.ndarray) -> Tensor:
-        tensor = torch.as_tensor(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
         network = self.network
         if tensor.ndim != 3 or tensor.shape[0] != network.channels or 0 in tensor.shape:
             raise DataError(
@@ -179,7 +191,7 @@ class Adapter:
                 f"image: expected {network.size[0]} by {network.size[1]} pixels, got "
                 f"{tensor.shape[1]} by {tensor.shape[2]}"
             )
-        return tensor.to(network.device, torch.float32)[None].contiguous()
+        return tensor.detach().to(network.device, torch.float32)[None].contiguous().clone()
 
 
 def _size(batch: Tensor) -> str:
@@ -190,6 +202,8 @@ def _unfit(batch: Tensor) -> str:
     """Why one must not adapt to an image; empty where one may."""
     if not bool(torch.isfinite(batch).all()):
         return "the image has NaN or infinite pixels"
+    if float(batch.abs().amax()) > _FAR:
+        return "the image has values far from 0 to 1"
     if float(batch.amax()) == float(batch.amin()):
         return "the image is constant"
     return ""
@@ -197,16 +211,16 @@ def _unfit(batch: Tensor) -> str:
 
 def _told(outcome: Outcome, start: float) -> Adapted:
     probabilities = outcome.probabilities
-    mask = probabilities.argmax(dim=1)[0]
+    mask = most_probable(probabilities)[0][0]
     agreement = None
     if outcome.plain is not None:
-        mine, theirs = mask > 0, outcome.plain.argmax(dim=1)[0] > 0
+        mine, theirs = mask > 0, most_probable(outcome.plain)[0][0] > 0
         both = float((mine & theirs).sum())
         total = float(mine.sum() + theirs.sum())
         agreement = 1.0 if total == 0 else 2 * both / total
     return Adapted(
         probabilities=probabilities[0].float().cpu(),
-        mask=mask.to(torch.uint8).cpu().numpy(),
+        mask=mask.cpu().numpy(),
         accepted=outcome.accepted,
         reason=outcome.reason,
         loss_before=outcome.loss_before,

@@ -49,7 +49,7 @@ class DriftMonitor:
     @property
     def shift(self) -> float:
         """Mean squared shift of the layers in units of the variance between images."""
-        shifts = [self._stream[name].shift(source) for name, source in self._source.items()]
+        shifts = [stream.shift() for stream in self._stream.values()]
         return sum(shifts) / len(shifts)
 
     def add(self, image: LayerStatistics) -> bool:
@@ -63,8 +63,8 @@ class DriftMonitor:
         if changed:
             self._stream = self._empty()
         for moments in self._recent if changed else [found]:
-            for name, source in self._source.items():
-                self._stream[name].add(source, moments[name])
+            for name, stream in self._stream.items():
+                stream.add(moments[name])
         if changed:
             self._recent.clear()
         return changed
@@ -105,12 +105,11 @@ class DriftMonitor:
         if len(self._recent) < _RECENT:
             return False
         distances = []
-        for name, source in self._source.items():
-            stream = self._stream[name]
+        for name, stream in self._stream.items():
             if stream.images < 2 * _RECENT:
                 return False
-            distances.append(stream.distance(source, [moments[name] for moments in self._recent]))
+            distances.append(stream.distance([moments[name] for moments in self._recent]))
         return sum(distances) / len(distances) > _CHANGE
 
     def _empty(self) -> dict[str, StreamStatistics]:
-        return {name: StreamStatistics() for name in self._source}
+        return {name: StreamStatistics(source) for name, source in self._source.items()}

@@ -7,7 +7,7 @@ memory, and training or another stream may use the original at the same time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,7 @@ class WatchedNetwork:
         self._observed: LayerStatistics | None = None
         self._blend: Blend | None = None
         self._last = ""
+        self._chosen: frozenset[str] = frozenset()
         for name, layer in watchable(self.module):
             if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
                 assert layer.running_var is not None  # noqa: S101 - for the type checker
@@ -66,9 +67,21 @@ class WatchedNetwork:
         """One forward; BatchNorm layers normalise with what `blend` says, else with their own statistics."""
         return self._run(images, blend, observe=False, last="")[0]
 
-    def observe(self, images: Tensor, *, blend: Blend | None = None) -> tuple[Tensor, LayerStatistics]:
-        """One forward that also gives the statistics of every watched layer's input, with gradient."""
-        logits, observed = self._run(images, blend, observe=True, last="")
+    def observe(
+        self, images: Tensor, names: Sequence[str] = (), *, blend: Blend | None = None
+    ) -> tuple[Tensor, LayerStatistics]:
+        """One forward that also gives the statistics of watched layers' inputs, with gradient.
+
+        Args:
+            images: Normalised.
+            names: Of the layers; all without them.
+            blend: As for a call.
+        """
+        self._chosen = frozenset(names)
+        try:
+            logits, observed = self._run(images, blend, observe=True, last="")
+        finally:
+            self._chosen = frozenset()
         if not self.names:
             self.names = tuple(observed)
         return logits, observed
@@ -90,6 +103,9 @@ class WatchedNetwork:
             return logits, self._observed or {}
         finally:
             self._observed, self._blend = None, None
+
+    def _wants(self, name: str) -> bool:
+        return self._observed is not None and (not self._chosen or name in self._chosen)
 
     def _seen(self, name: str, found: Moments, positions: int) -> None:
         """A layer that is run twice counts the first time."""
@@ -118,7 +134,7 @@ class _Normalisation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         watch, used = self.watch, self.source
-        if watch._observed is not None or watch._blend is not None:
+        if watch._blend is not None or watch._wants(self.name):
             found = moments(x, 1)
             if watch._blend is not None:
                 used = watch._blend(
@@ -204,7 +220,7 @@ def _channel_dim(layer: nn.Module) -> int:
 
 def _hook(name: str, dim: int, watch: WatchedNetwork) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def see(layer: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001 - torch's signature
-        if watch._observed is not None:
+        if watch._wants(name):
             x = inputs[0]
             watch._seen(name, moments(x, dim), x.numel() // x.shape[dim])
 

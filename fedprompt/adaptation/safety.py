@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CertaintyGate", "certainty", "entropy", "foreground", "objection"]
+__all__ = ["CertaintyGate", "certainty", "entropy", "foreground", "most_probable", "objection"]
 
 _ENTROPY_FACTOR = 2.0
 _ENTROPY_SLACK = 0.1  # of the entropy of even odds
@@ -27,7 +27,21 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 def foreground(probabilities: Tensor) -> Tensor:
     """Share (B,) of the pixels whose most probable class is not the background."""
-    return (probabilities.argmax(dim=1) > 0).float().mean(dim=(1, 2))
+    return (most_probable(probabilities)[0] > 0).float().mean(dim=(1, 2))
+
+
+def most_probable(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable class (B, H, W) of (B, classes, H, W), the first of equals, and its probability.
+
+    As `max`, which on a CPU takes as long as a small network's forward when the classes do not lie last.
+    """
+    highest = probabilities[:, 0]
+    chosen = torch.zeros_like(highest, dtype=torch.uint8)
+    for number in range(1, probabilities.shape[1]):
+        above = probabilities[:, number] > highest
+        chosen = chosen.masked_fill(above, number)
+        highest = torch.maximum(highest, probabilities[:, number])
+    return chosen, highest
 
 
 def certainty(probabilities: Tensor) -> float | None:
@@ -36,7 +50,7 @@ def certainty(probabilities: Tensor) -> float | None:
     Entropy over the whole image does not tell a good prediction from one that has collapsed to background;
     how sure a network is of what it does call foreground does.
     """
-    highest, chosen = probabilities.max(dim=1)
+    chosen, highest = most_probable(probabilities)
     found = chosen > 0
     return float(highest[found].mean()) if bool(found.any()) else None
 
@@ -45,9 +59,9 @@ def certainty(probabilities: Tensor) -> float | None:
 class CertaintyGate:
     """Whether adaptation makes the network surer of its foreground, over the images of a stream.
 
-    One image says little, so the difference is averaged over the stream; adaptation goes on until enough
-    speaks against it. A prediction without foreground counts as neither sure nor unsure: then adaptation gains
-    by a foreground that is surely there, and loses by one that is not.
+    One image says little, so the difference is averaged over the stream, and adaptation goes on until enough
+    speaks against it. A prediction without foreground is neither sure nor unsure: there adaptation gains by a
+    foreground that is surely there, and loses by one that is not.
 
     Attributes:
         images: That had a foreground, with adaptation or without.
@@ -58,9 +72,9 @@ class CertaintyGate:
     gain: float = 0.0
 
     def add(self, plain: Tensor, adapted: Tensor) -> bool:
-        """Takes in one image's probabilities (1, classes, H, W) both ways; True where adaptation may go on."""
+        """Takes in one image's probabilities (1, classes, H, W) both ways; True where one may go on."""
         before, after = certainty(plain), certainty(adapted)
-        if before != after:
+        if before != after and (after is None or math.isfinite(after)):
             gain = (_NEUTRAL if after is None else after) - (_NEUTRAL if before is None else before)
             self.images += 1
             self.gain += (gain - self.gain) / min(self.images, _HORIZON)

@@ -1,4 +1,4 @@
-"""VPTTA as methods.md 2.2 to 2.4 describes it, as plainly and slowly as can be; shares nothing with fedprompt.
+"""VPTTA as methods.md 2.2 to 2.4 describes it, as plainly and slowly as can be, on its own.
 
 Whole transforms by matrices, BatchNorm layers replaced one by one, one Adam object for ever, a dictionary for
 the memory. Images are square and come one at a time.

@@ -75,7 +75,7 @@ def test_a_change_of_domain_is_found_within_a_few_images(seed: int) -> None:
     assert 30 <= restarts[0] < 34
     assert 60 <= restarts[1] < 64
     assert max(trust[:30]) < 0.05
-    assert min(trust[34:]) > 0.9
+    assert min(trust[34:60] + trust[64:]) > 0.6
 
 
 def test_back_at_the_source_nothing_is_trusted_any_more() -> None:
@@ -87,9 +87,10 @@ def test_back_at_the_source_nothing_is_trusted_any_more() -> None:
     assert trust[-1] < 0.05
 
 
-def test_a_single_odd_image_is_no_new_domain() -> None:
+@pytest.mark.parametrize("shift", [4.0, 8.0, 20.0])
+def test_a_single_odd_image_is_no_new_domain(shift: float) -> None:
     monitor = DriftMonitor(SOURCE)
-    _, restarts = followed(monitor, drawn(30) + drawn(1, shift=4, seed=1) + drawn(30, seed=2))
+    _, restarts = followed(monitor, drawn(30) + drawn(1, shift=shift, seed=1) + drawn(30, seed=2))
     assert restarts == []
 
 

@@ -33,7 +33,7 @@ def built(kind: type[nn.Module], seed: int = 0) -> nn.Module:
 
 
 def by_hand(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every channel; the channels are the only dimension of that length but the first."""
+    """Mean and variance of every channel; channels are the only dimension of that length."""
     (dim,) = [d for d in range(1, x.ndim) if x.shape[d] == channels]
     values = [x.select(dim, channel).double() for channel in range(channels)]
     means = [value.sum() / value.numel() for value in values]
@@ -181,6 +181,23 @@ def test_a_truncated_forward_computes_nothing_after_its_last_layer() -> None:
     (expected,) = torch.autograd.grad(whole["norm2"].mean.sum() + whole["norm1"].variance.sum(), y)
     torch.testing.assert_close(gradient, expected)
     assert torch.equal(watched(images), watched.observe(images)[0])  # nothing stays behind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_can_be_those_of_some_layers_only(kind: type[nn.Module]) -> None:
+    network = disc_network(kind)
+    watched = WatchedNetwork(network.module)
+    images = network.normalised(disc_images(1, seed=9)[0])
+    with torch.no_grad():
+        logits, whole = watched.observe(images)
+        some = list(whole)[1:3]
+        again, part = watched.observe(images, some)
+        assert list(watched.observe(images)[1]) == list(whole)
+    assert torch.equal(logits, again)
+    assert list(part) == some
+    for name in some:
+        assert torch.equal(part[name].mean, whole[name].mean)
+        assert torch.equal(part[name].variance, whole[name].variance)
 
 
 def test_a_blend_decides_what_batch_norm_normalises_with() -> None:

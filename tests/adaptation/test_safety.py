@@ -1,4 +1,4 @@
-"""When an adapted prediction is not reported."""
+"""When an adapted prediction is not reported, and when a stream is better left alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprompt.adaptation.safety import entropy, foreground, objection
+from fedprompt.adaptation.safety import (
+    CertaintyGate,
+    certainty,
+    entropy,
+    foreground,
+    most_probable,
+    objection,
+)
 
 
 def prediction(share: float, sure: float = 0.95, classes: int = 2, side: int = 40) -> Tensor:
@@ -71,3 +78,59 @@ def test_nothing_speaks_against_ordinary_changes(plain: Tensor, found: Tensor) -
 )
 def test_what_went_wrong_is_said(plain: Tensor, found: Tensor, reason: str) -> None:
     assert reason in objection(plain, found)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_the_most_probable_class_is_the_first_of_the_highest(classes: int) -> None:
+    drawn = torch.rand(2, classes, 9, 11, generator=torch.Generator().manual_seed(0))
+    drawn[0, :, 2] = drawn[0, :1, 2]  # a row of equals
+    chosen, highest = most_probable(drawn)
+    assert torch.equal(highest, drawn.amax(1))
+    assert torch.equal(chosen.long(), drawn.argmax(1))
+    assert not chosen[0, 2].any()
+
+
+def test_certainty_is_that_of_the_foreground() -> None:
+    assert certainty(prediction(0.2, 0.8)) == pytest.approx(0.8, rel=1e-5)
+    assert certainty(prediction(0.0)) is None
+
+
+def gate_after(images: list[tuple[Tensor, Tensor]]) -> bool:
+    gate, is_open = CertaintyGate(), True
+    for plain, adapted in images:
+        is_open = gate.add(plain, adapted)
+    return is_open
+
+
+def test_the_gate_is_open_until_a_stream_speaks_against_adaptation() -> None:
+    worse, better = (
+        (prediction(0.2, 0.95), prediction(0.2, 0.85)),
+        (prediction(0.2, 0.8), prediction(0.2, 0.9)),
+    )
+    assert gate_after([better] * 40)
+    assert gate_after([(prediction(0.2), prediction(0.2))] * 40)
+    assert not gate_after([worse] * 20)
+    assert gate_after([better] * 20 + [worse])
+    assert not gate_after([better] * 5 + [worse] * 40)
+    assert gate_after([worse] * 10 + [better] * 40)  # and opens again
+
+
+def test_images_that_are_empty_both_ways_say_nothing() -> None:
+    gate = CertaintyGate()
+    for _ in range(30):
+        assert gate.add(prediction(0.0, 0.99), prediction(0.0, 0.6))
+    assert (gate.images, gate.gain) == (0, 0)
+
+
+def test_a_foreground_that_is_surely_there_speaks_for_adaptation_and_an_unsure_one_against_it() -> None:
+    empty = prediction(0.0)
+    assert gate_after([(empty, prediction(0.2, 0.95))] * 20)
+    assert not gate_after([(empty, prediction(0.2, 0.55))] * 20)
+    assert not gate_after([(prediction(0.2, 0.95), empty)] * 20)
+
+
+def test_a_prediction_that_is_not_finite_leaves_the_gate_usable() -> None:
+    gate = CertaintyGate()
+    gate.add(prediction(0.2), prediction(0.2).fill_(torch.nan))
+    assert math.isfinite(gate.gain)
+    assert gate.add(prediction(0.2, 0.8), prediction(0.2, 0.9))

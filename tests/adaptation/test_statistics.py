@@ -52,7 +52,8 @@ def test_collecting_leaves_the_network_alone_and_takes_any_iterable() -> None:
     first = collect_statistics(network, iter(images))
     assert digest(network.module) == before
     again = collect_statistics(network, list(images))
-    assert all(torch.equal(a, b) for n in first.layers for a, b in zip(first.layers[n], again.layers[n]))
+    for name, source in first.layers.items():
+        assert all(torch.equal(a, b) for a, b in zip(source, again.layers[name], strict=True))
 
 
 def sites() -> list[Tensor]:

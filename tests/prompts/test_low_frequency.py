@@ -1,4 +1,4 @@
-"""The low-frequency prompt against slow Fourier transforms in float64; its keys, its window, its gradients."""
+"""The low-frequency prompt against slow transforms in float64; its keys, its window, its gradients."""
 
 from __future__ import annotations
 

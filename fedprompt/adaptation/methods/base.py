@@ -93,7 +93,7 @@ def source_of(method: Method, *, collected: bool = True) -> Mapping[str, Source]
     if not kept or (collected and not method.network.running_statistics):
         or_collected = " or collected source statistics (see `fedprompt adapt collect`)" if collected else ""
         raise ConfigurationError(
-            f"method {method.name}: expected a network with BatchNorm layers of its source{or_collected}, got "
-            f"{type(method.network.module).__name__} without"
+            f"method {method.name}: expected a network with BatchNorm layers that keep its source's "
+            f"statistics{or_collected}, got {type(method.network.module).__name__} without"
         )
     return {name: Source.of_batch_norm(moments) for name, moments in kept.items()}

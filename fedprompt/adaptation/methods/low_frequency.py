@@ -8,7 +8,6 @@ a stream that is not shifted is left alone, bit by bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -30,7 +29,6 @@ from fedprompt.prompts.low_frequency import LowFrequencyPrompt, window_radius
 __all__ = ["LowFrequencyPrompting"]
 
 _LEAST_TRUST = 0.05  # below it nothing is adapted, and an image costs one forward
-_DEPTH = 0.25  # share of the watched layers, from the first, that the prompt is aligned at
 _OWN = 0.1  # share of the image's own statistics in a stream that is shifted for certain
 _STEP = 0.05  # most that one step changes a logarithmic gain
 
@@ -45,24 +43,27 @@ class LowFrequencyPrompting(Method):
         super().__init__(network, statistics)
         self._source = source_of(self)
         follows = statistics is None  # collected ones are no baseline for layers that keep others
-        self._blends = {name: StreamStatistics() for name in self.watched.batch_norm if follows}
+        self._followed = tuple(self.watched.batch_norm) if follows else ()
+        self._blends = self._unseen()
         self._gate = CertaintyGate()
+        self._trust = 0.0
         self._aligned: tuple[str, ...] = ()
         self._drift: DriftMonitor | None = None
         self._memory: PromptMemory | None = None
 
     def adapt(self, images: Tensor) -> Outcome:
         with torch.no_grad():
-            logits, observed = self.watched.observe(self.network.normalised(images))
+            logits, observed = self.watched.observe(self.network.normalised(images), self._aligned)
             plain = self.network.probabilities(logits)
             drift = self._monitor()
             restarted = drift.add(observed)
             if restarted:
-                self._blends = {name: StreamStatistics() for name in self._blends}
+                self._blends = self._unseen()
                 self._gate = CertaintyGate()
             before = self._loss(observed)
+            self._trust = trust = drift.trust
         prompt = self._prompt_for(images)
-        if drift.trust < _LEAST_TRUST:
+        if trust < _LEAST_TRUST:
             reason = "the stream is not shifted"
             return Outcome(plain, plain, False, reason, float(before), float(before), False, restarted)
         key = prompt.keys(images)[0].detach()
@@ -70,7 +71,7 @@ class LowFrequencyPrompting(Method):
         with torch.no_grad():
             prompted = self.network.normalised(prompt(images))
             adapted = self.network.probabilities(self.watched(prompted, blend=self._blended))
-            found = plain + drift.trust * (adapted - plain)
+            found = plain + trust * (adapted - plain)
         identity = not bool(prompt.log_gain.any())
         if identity and not self._blends:
             reason = "no step lowers the alignment loss"
@@ -114,12 +115,10 @@ class LowFrequencyPrompting(Method):
     def _blended(self, name: str, kept: Moments, image: Moments) -> Moments:
         if name not in self._blends:
             return kept
-        stream, source = self._blends[name], self._source[name]
-        stream.add(source, image)
-        share = _OWN * self._monitor().trust
-        return Moments(
-            *((1 - share) * s + share * i for s, i in zip(stream.blended(source), image, strict=True))
-        )
+        stream = self._blends[name]
+        stream.add(image)
+        share = _OWN * self._trust
+        return Moments(*((1 - share) * s + share * i for s, i in zip(stream.blended(), image, strict=True)))
 
     def _loss(self, observed: LayerStatistics) -> Tensor:
         return alignment_loss({name: observed[name] for name in self._aligned}, self._source)
@@ -127,8 +126,8 @@ class LowFrequencyPrompting(Method):
     def _monitor(self) -> DriftMonitor:
         if self._drift is None:
             names = [name for name in self.watched.names if name in self._source]
-            self._aligned = tuple(names[: max(LAYERS, math.ceil(_DEPTH * len(names)))])
-            self._drift = DriftMonitor({name: self._source[name] for name in names[:LAYERS]})
+            self._aligned = tuple(names[:LAYERS])
+            self._drift = DriftMonitor({name: self._source[name] for name in self._aligned})
         return self._drift
 
     def _prompt_for(self, images: Tensor) -> LowFrequencyPrompt:
@@ -139,6 +138,9 @@ class LowFrequencyPrompting(Method):
         self.prompt.log_gain.data.zero_()
         self.prompt.check(images)
         return self.prompt
+
+    def _unseen(self) -> dict[str, StreamStatistics]:
+        return {name: StreamStatistics(self._source[name]) for name in self._followed}
 
     def _radius(self, images: Tensor) -> int:
         return window_radius((images.shape[-2], images.shape[-1]))

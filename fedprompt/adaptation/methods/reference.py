@@ -93,7 +93,7 @@ class ReferencePrompting(Method):
                 Moments(image.mean.detach(), image.variance.detach()),
             )
             pixels = self.watched.positions[name]
-            deviation = (image.variance * pixels / (pixels - 1)).sqrt()
+            deviation = (image.variance * pixels / (pixels - 1)).clamp(min=1e-20).sqrt()
             layers.append(
                 (mixed.mean - image.mean).abs().mean() + (mixed.variance.sqrt() - deviation).abs().mean()
             )
@@ -111,13 +111,13 @@ class ReferencePrompting(Method):
 
     def _push(self, key: Tensor, prompt: Tensor) -> None:
         """A queue; an image that is there already keeps its place and gets the new prompt."""
+        if len(self._memory) == _CAPACITY:
+            self._memory.popleft()
         for place, (kept, _) in enumerate(self._memory):
             if torch.equal(kept, key):
                 self._memory[place] = (key, prompt)
                 return
         self._memory.append((key, prompt))
-        if len(self._memory) > _CAPACITY:
-            self._memory.popleft()
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays: Arrays = {}

@@ -62,7 +62,7 @@ class Tent(Method):
         for name, trained in self._trained.items():
             arrays[f"value/{name}"] = trained.detach().cpu().numpy().copy()
             for kind, value in self._optimiser.state.get(trained, {}).items():
-                arrays[f"{kind}/{name}"] = np.asarray(value.cpu().numpy())
+                arrays[f"{kind}/{name}"] = np.array(value.cpu().numpy())
         return arrays, {}
 
     def restore(self, arrays: Arrays, metadata: Mapping[str, Any]) -> None:  # noqa: ARG002 - all in arrays
