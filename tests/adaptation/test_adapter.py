@@ -420,7 +420,7 @@ def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("method", "marks"),
     [
-        ("low-frequency", (50, 2000)),
+        ("low-frequency", (50, 400)),
         ("multi-scale", (50, 100)),
         ("reference", (50, 150)),
         ("tent", (50, 150)),
@@ -436,6 +436,6 @@ def test_memory_does_not_grow_with_the_stream(method: str, marks: tuple[int, ...
 @pytest.mark.slow
 @pytest.mark.usefixtures("trusting")
 def test_memory_does_not_grow_over_ten_thousand_images() -> None:
-    found = stream_of_tiny_images("low-frequency", (50, 5_000, 10_000))
+    found = stream_of_tiny_images("low-frequency", (50, 2_000, 10_000))
     assert len({size for size, _ in found}) == 1
-    assert found[2][1] <= found[0][1] + 4
+    assert max(tensors for _, tensors in found) <= found[0][1] + 4

@@ -168,9 +168,17 @@ def test_a_network_tells_its_own_domain_from_others(kind: type[nn.Module]) -> No
 def test_a_network_notices_a_change_of_scanner(kind: type[nn.Module], seed: int) -> None:
     images = disc_images(60, seed=200 + seed)[0]
     stream = torch.cat([images[:20], darkened(images[20:40]), reddened(images[40:])])
-    restarts = seen(kind, stream)[1]
-    assert any(20 <= place < 24 for place in restarts)
-    assert any(40 <= place < 44 for place in restarts)
+    trust, restarts = seen(kind, stream)
+    assert len(restarts) == 2
+    assert 20 <= restarts[0] < 24
+    assert 40 <= restarts[1] < 44
+    assert trust[26] > 0.9  # images of the old scanner are not taken over
+
+
+@pytest.mark.parametrize("kind", [TinyUNet, TinyViT])
+def test_a_network_finds_no_new_domain_in_its_own(kind: type[nn.Module]) -> None:
+    found = [seen(kind, disc_images(60, seed=100 + seed)[0])[1] for seed in range(8)]
+    assert found == [[]] * 8
 
 
 def test_few_images_of_the_own_domain_are_adapted_to() -> None:

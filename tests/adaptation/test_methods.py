@@ -114,11 +114,11 @@ def test_tent_equals_a_slow_version(kind: type[nn.Module]) -> None:
 @pytest.mark.parametrize("kind", [TinyUNet, ConvOnly, Grouped, LayerNormed, TinyViT])
 def test_the_alignment_loss_falls_on_a_shifted_stream(kind: type[nn.Module], method: str) -> None:
     for shifted in (darkened, reddened):
-        found = streamed(adapter_of(kind, method), shifted(disc_images(24, seed=7)[0]))
+        found = streamed(adapter_of(kind, method), shifted(disc_images(14, seed=7)[0]))
         pairs = [(one.loss_before, one.loss_after) for one in found]
         assert all(after <= before for before, after in pairs)  # type: ignore[operator]
-        last = [after / before for before, after in pairs[12:]]  # type: ignore[operator]
-        assert sum(last) / len(last) < 0.9
+        last = [after / before for before, after in pairs[8:]]  # type: ignore[operator]
+        assert sum(last) / len(last) < 0.95
         if kind is TinyUNet:
             assert any(one.accepted for one in found)
             assert any(one.reused for one in found)

@@ -38,7 +38,7 @@ def test_a_stream_of_thirty_images_is_that_of_the_slow_implementation(side: int)
 
 
 def test_a_window_of_more_than_one_frequency_too() -> None:
-    images = darkened(disc_images(18, seed=3, size=(208, 208))[0])
+    images = darkened(disc_images(7, seed=3, size=(208, 208))[0])
     assert window(images.shape[-2:]) == (slice(103, 105), slice(103, 105))
     assert max(differences(disc_network(TinyUNet), images)) < 1e-4
 
