@@ -32,7 +32,7 @@ from fedprompt.data.images import read_picture
 
 
 class PublishedNorm(nn.Module):
-    """BatchNorm as the published code replaces it: warm-up mixing and the layer's loss, by plain operations."""
+    """BatchNorm as the published code replaces it: warm-up mixing and the layer's loss, in plain steps."""
 
     def __init__(self, layer: nn.BatchNorm2d) -> None:
         super().__init__()

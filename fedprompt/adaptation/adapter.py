@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprompt.adaptation.layers import WatchedNetwork
 from fedprompt.adaptation.methods import METHODS
 from fedprompt.adaptation.methods.base import Outcome
 from fedprompt.adaptation.network import Network
@@ -97,6 +98,7 @@ class Adapter:
         self.images = 0
         self._statistics = statistics
         self._method = METHODS[method](network, statistics)
+        self._plain = WatchedNetwork(network.module)
 
     @property
     def prompt(self) -> LowFrequencyPrompt | None:
@@ -172,7 +174,7 @@ class Adapter:
     def _unadapted(self, batch: Tensor, reason: str) -> Outcome:
         try:
             with torch.no_grad():
-                logits = self._method.watched(self.network.normalised(batch))
+                logits = self._plain(self.network.normalised(batch))
         except RuntimeError as error:
             cause = str(error).partition("\n")[0]
             raise DataError(f"image: the network cannot take {_size(batch)} pixels ({cause})") from None

@@ -22,7 +22,7 @@ LAYERS = 3  # first watched layers that tell style
 
 _RECENT = 4  # images that show a change of domain
 _HALF = 2.0  # squared shift at which an adaptation is trusted by half
-_CHANGE = 1.0  # squared distance between the recent images and the stream from which on it has changed
+_CHANGE = 2.0  # squared distance between the recent images and the stream from which on it has changed
 
 
 class DriftMonitor:
@@ -55,14 +55,14 @@ class DriftMonitor:
     def add(self, image: LayerStatistics) -> bool:
         """Takes in one image; True where the stream has changed domain with the last few images.
 
-        It then begins anew with these.
+        It then begins anew with these, but for the first, which may be one of before.
         """
         found = {name: image[name] for name in self._source}
         self._recent.append(found)
         changed = self._changed()
         if changed:
             self._stream = self._empty()
-        for moments in self._recent if changed else [found]:
+        for moments in list(self._recent)[1:] if changed else [found]:  # three of four have changed
             for name, stream in self._stream.items():
                 stream.add(moments[name])
         if changed:

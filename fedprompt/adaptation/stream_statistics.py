@@ -21,6 +21,7 @@ from fedprompt.manifest import Arrays
 
 __all__ = ["StreamStatistics"]
 
+_NAMES = {"mean", "within", "log", "mean_spread", "log_spread"}
 _PRIOR = 4  # images that the spread between images of the source counts for
 
 
@@ -120,7 +121,9 @@ class StreamStatistics:
         return {name: value.cpu().numpy() for name, value in self._values.items()}
 
     def restore(self, images: int, arrays: Arrays, device: torch.device) -> None:
-        """Goes on from what `arrays` gave after `images` images."""
+        """Goes on from what `arrays` gave after `images` images; raises `ValueError` for anything else."""
+        if set(arrays) != (_NAMES if images else set()):
+            raise ValueError(f"expected {sorted(_NAMES)} of a layer, got {sorted(arrays)}")
         self.images = images
         self._values = {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
 

@@ -24,6 +24,7 @@ from slow_vptta import slow_mixing
 from torch import Tensor, nn
 
 from fedprompt.adaptation import METHODS, Adapter
+from fedprompt.adaptation.drift import DriftMonitor
 from fedprompt.adaptation.layers import Moments
 from fedprompt.adaptation.methods.batch_norm import mixing, share_of_image
 from fedprompt.errors import ConfigurationError
@@ -124,6 +125,42 @@ def test_the_alignment_loss_falls_on_a_shifted_stream(kind: type[nn.Module], met
             assert any(one.reused for one in found)
 
 
+@pytest.mark.parametrize("method", OURS)
+def test_steps_that_raise_the_loss_are_not_taken(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS[method], "_step", lambda *given: 0.3 * given[2].sign())
+    adapter = adapter_of(TinyViT, method)
+    for found in streamed(adapter, darkened(disc_images(5, seed=7)[0])):
+        assert found.loss_after == found.loss_before
+        assert (found.accepted, found.reason) == (False, "no step lowers the alignment loss")
+        assert not adapter.prompt.log_gain.any()  # type: ignore[union-attr]
+    assert "written" not in adapter.state()[1]["values"]
+
+
+@pytest.mark.parametrize("trust", [0.1, 0.6])
+def test_the_prediction_moves_as_far_as_the_shift_is_trusted(
+    trust: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = darkened(disc_images(1, seed=7)[0])[0]
+    plain = adapter_of(TinyViT, "none")(image).probabilities
+
+    def at(share: float) -> Tensor:
+        monkeypatch.setattr(DriftMonitor, "trust", property(lambda _: share))
+        return adapter_of(TinyViT)(image).probabilities
+
+    whole = at(1.0)
+    assert (whole - plain).abs().max() > 1e-3
+    torch.testing.assert_close(at(trust), plain + trust * (whole - plain), atol=1e-6, rtol=0)
+
+
+def test_an_image_that_is_not_adapted_to_has_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, images = adapter_of(TinyUNet), darkened(disc_images(3, seed=7)[0])
+    streamed(adapter, images[:2])
+    assert adapter.prompt.log_gain.any()  # type: ignore[union-attr]
+    monkeypatch.setattr(DriftMonitor, "trust", 0.0)
+    assert not adapter(images[2]).accepted
+    assert not adapter.prompt.log_gain.any()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("shifted", "gain"), [(darkened, 0.5), (reddened, 0.2)])
 def test_ours_finds_discs_that_the_frozen_network_loses(shifted: object, gain: float) -> None:
     images, truth = disc_images(24, seed=7)
@@ -173,6 +210,15 @@ def test_a_change_of_scanner_is_reported_and_only_then() -> None:
     assert len(restarts) == 2
     assert 20 <= restarts[0] < 24
     assert 40 <= restarts[1] < 44
+
+
+def test_after_a_change_nothing_of_the_old_scanner_is_followed() -> None:
+    adapter = adapter_of(TinyUNet)
+    streamed(adapter, darkened(disc_images(20, seed=8)[0]))
+    back = streamed(adapter, disc_images(20, seed=7)[0])
+    (restart,) = [place for place, found in enumerate(back) if found.restarted]
+    assert all(count <= 20 - restart for count in adapter.state()[1]["values"]["blends"].values())
+    assert back[-1].reason == "the stream is not shifted"
 
 
 def test_a_prediction_that_an_objection_speaks_against_is_not_reported(

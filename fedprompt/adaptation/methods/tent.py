@@ -69,6 +69,8 @@ class Tent(Method):
         for name, trained in self._trained.items():
             trained.data.copy_(_tensor(arrays[f"value/{name}"]))
             kinds = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in arrays]
+            if len(kinds) not in (0, 3):
+                raise ValueError(f"expected the whole optimiser state of {name}, got {kinds}")
             if kinds:
                 self._optimiser.state[trained] = {key: _tensor(arrays[f"{key}/{name}"]) for key in kinds}
 

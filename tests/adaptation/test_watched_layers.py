@@ -32,6 +32,15 @@ def built(kind: type[nn.Module], seed: int = 0) -> nn.Module:
         return kind()
 
 
+def channels_of(layer: nn.Module) -> int:
+    """How many channels enter a layer."""
+    for name in ("num_features", "num_channels", "in_channels"):
+        if hasattr(layer, name):
+            return int(getattr(layer, name))
+    assert isinstance(layer, nn.LayerNorm)
+    return layer.normalized_shape[0]
+
+
 def by_hand(x: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel; channels are the only dimension of that length."""
     (dim,) = [d for d in range(1, x.ndim) if x.shape[d] == channels]
@@ -144,7 +153,7 @@ def test_statistics_are_those_of_the_inputs_of_the_layers(
     assert list(observed) == list(watched.names) == layers
     assert set(watched.batch_norm) == (set(layers) if kind is TinyUNet else set())
     for name in layers:
-        mean, variance = by_hand(inputs[name], len(observed[name].mean))
+        mean, variance = by_hand(inputs[name], channels_of(module.get_submodule(name)))
         torch.testing.assert_close(observed[name].mean, mean, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(observed[name].variance, variance, atol=1e-5, rtol=1e-3)
         assert watched.positions[name] == inputs[name].numel() // len(mean)
