@@ -35,5 +35,5 @@ if __name__ == "__main__":
         sys.exit(f"usage: {sys.argv[0]} SOCKET STREAM IMAGES MASKS")
     try:
         main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
-    except RunError as error:
+    except (RunError, OSError) as error:
         sys.exit(f"error: {error}")

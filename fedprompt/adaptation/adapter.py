@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedprompt.adaptation.layers import WatchedNetwork
 from fedprompt.adaptation.methods import METHODS
@@ -125,6 +125,7 @@ class Adapter:
             outcome = self._unadapted(torch.nan_to_num(batch, nan=0.0, posinf=1.0, neginf=0.0), unfit)
         else:
             outcome = self._adapted(batch)
+        outcome = _sized(outcome, batch)
         if not bool(torch.isfinite(outcome.probabilities).all()):
             raise DataError("image: expected a finite prediction, got NaN or infinity")
         return _told(outcome, start)
@@ -182,6 +183,14 @@ class Adapter:
         return Outcome(found, found, accepted=False, reason=reason)
 
     def _checked(self, image: Tensor | np.ndarray) -> Tensor:
+        if not isinstance(image, Tensor | np.ndarray) or image.dtype in (
+            object,
+            torch.complex64,
+            np.complex128,
+        ):
+            raise DataError(
+                f"image: expected an array or a tensor of real numbers, got {type(image).__name__}"
+            )
         tensor = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
         network = self.network
         if tensor.ndim != 3 or tensor.shape[0] != network.channels or 0 in tensor.shape:
@@ -194,6 +203,19 @@ class Adapter:
                 f"{tensor.shape[1]} by {tensor.shape[2]}"
             )
         return tensor.detach().to(network.device, torch.float32)[None].contiguous().clone()
+
+
+def _sized(outcome: Outcome, batch: Tensor) -> Outcome:
+    """Probabilities at the size of the image, where the network gave another one."""
+    size = batch.shape[-2:]
+    if outcome.probabilities.shape[-2:] == size:
+        return outcome
+
+    def resized(values: Tensor) -> Tensor:
+        return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+    plain = None if outcome.plain is None else resized(outcome.plain)
+    return replace(outcome, probabilities=resized(outcome.probabilities), plain=plain)
 
 
 def _size(batch: Tensor) -> str:

@@ -48,6 +48,8 @@ class Network:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            raise ConfigurationError(f"network: expected a torch module, got {type(self.module).__name__}")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ConfigurationError(
                 f"network: expected two or more different class names, got {list(self.classes)}"

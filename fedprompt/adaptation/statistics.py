@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,7 +143,8 @@ def collect_statistics(network: Network, images: Iterable[Tensor]) -> SourceStat
 
 
 def merged(parts: Sequence[SourceStatistics]) -> SourceStatistics:
-    """Statistics over the images of all parts, such as the sites of a study; exact up to rounding.
+    """Statistics over the images of all parts, such as the sites of a study; exact up to rounding but for
+    `between_logs`, which leaves out how the parts differ from each other.
 
     Raises:
         DataError: There is none, or they are of different networks.
@@ -211,5 +211,5 @@ def _check(layers: Mapping[str, Source]) -> None:
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise ValueError(f"layer {name} has shapes {sorted(shapes)}")
         for tensor in source:
-            if tensor.dtype != torch.float32 or not np.isfinite(tensor.numpy()).all():
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"layer {name} is not finite float32")

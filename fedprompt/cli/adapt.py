@@ -14,7 +14,7 @@ from fedprompt.cli.adapt_demo import demo
 from fedprompt.cli.adapt_tools import collect, forget, merge
 from fedprompt.cli.serve import serve
 from fedprompt.cli.spreading import SpreadingGroup
-from fedprompt.errors import ConfigurationError
+from fedprompt.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from fedprompt.adaptation.network import Network
@@ -112,14 +112,17 @@ def adapt(
         started = Stream(files, adapter, out, state=kept, truth=truth)
         _run(started, resumable=kept is not None)
         summary = started.finish()
+        if summary["images"] and summary["without_mask"] == summary["images"]:
+            first = next(iter(summary["passed_through"]), "no reason is known")
+            raise DataError(f"{out}: none of {summary['images']} images got a mask ({first})")
     finally:
         if kept is not None:
             kept.close()
     if as_json:
         print(json.dumps({"out": str(out), "method": method, **summary}))
-        return
-    for line in _told(summary, out):
-        print(line)
+    else:
+        for line in _told(summary, out):
+            print(line)
 
 
 app.command()(collect)

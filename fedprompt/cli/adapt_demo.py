@@ -55,7 +55,7 @@ def demo(
 ) -> None:
     """Train prompts over three phantom hospitals and adapt them to a fourth, whose camera has changed.
 
-    Takes about a minute on two cores. The report shows the backbone alone, the shared prompts, and the
+    Takes one to two minutes on two cores. The report shows the backbone alone, the shared prompts, and the
     shared prompts with adaptation.
     """
     summary = run_demo(out, Demo(seed=seed))

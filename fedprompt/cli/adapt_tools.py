@@ -108,7 +108,7 @@ def forget(
     with StreamState(state, SiteKey(secrets.token_bytes(32)), stream) as found:
         size = found.path.stat().st_size
         found.delete()
-    print(f"deleted {found.path} ({size} bytes); the next image of stream {stream} begins anew")
+    print(f"deleted {found.path} ({size} bytes); stream {stream} begins anew, in another --out")
 
 
 def _source_images(folder: Path, split: str) -> list[Path]:

@@ -177,6 +177,14 @@ def test_the_help_names_every_method(capsys: Captured, monkeypatch: pytest.Monke
         assert f"\n  {command} " in told
 
 
+def test_a_run_without_any_mask_ends_with_3(place: Path, capsys: Captured) -> None:
+    (place / "broken").mkdir()
+    (place / "broken" / "one.png").write_bytes(b"no image")
+    assert main(words(place, images=("broken",))) == 3
+    assert "none of 1 images got a mask" in error(capsys)
+    assert len(lines(place / "out")) == 1
+
+
 def test_a_second_run_into_the_same_folder_ends_with_2(place: Path, capsys: Captured) -> None:
     assert main(words(place)) == 0
     assert main(words(place)) == 2

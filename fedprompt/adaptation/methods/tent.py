@@ -72,7 +72,11 @@ class Tent(Method):
             if len(kinds) not in (0, 3):
                 raise ValueError(f"expected the whole optimiser state of {name}, got {kinds}")
             if kinds:
-                self._optimiser.state[trained] = {key: _tensor(arrays[f"{key}/{name}"]) for key in kinds}
+                moments = {key: _tensor(arrays[f"{key}/{name}"]) for key in kinds}
+                self._optimiser.state[trained] = {
+                    key: value if key == "step" else value.to(trained.device)
+                    for key, value in moments.items()
+                }
 
 
 def _tensor(array: np.ndarray) -> Tensor:
