@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 from fedprompt.adaptation.adapter import Adapter
-
 from fedprompt.adaptation.network import Network
 from fedprompt.adaptation.stream_rows import Row
 from fedprompt.adaptation.streams import Stream
